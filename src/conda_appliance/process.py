@@ -1,0 +1,387 @@
+"""The only place that starts a program, and the one that makes sure none outlives us.
+
+Every program inherits an environment variable that names the run which started it (the idea is
+Jenkins' ``BUILD_ID``). When a run ends, and when the next one starts after a SIGKILL, whatever still
+carries the mark of a dead run is ended: grandchildren (Packer's plugins, their QEMU) included.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from conda_appliance.errors import CommandFailed, ToolMissing
+
+#: The environment variable that every program we start carries: the `mark` of the run's process.
+MARK = "CONDA_APPLIANCE_RUN"
+
+#: Which Debian package brings a program, for the hint of `ToolMissing`.
+PACKAGES = {
+    "apt-get": "apt",
+    "apt-ftparchive": "apt-utils",
+    "dpkg-deb": "dpkg",
+    "dpkg-scanpackages": "dpkg-dev",
+    "dpkg-source": "dpkg-dev",
+    "fakeroot": "fakeroot",
+    "gcc": "build-essential",
+    "grub-mkimage": "grub-common",
+    "make": "make",
+    "mcopy": "mtools",
+    "mmd": "mtools",
+    "patch": "patch",
+    "patchelf": "patchelf",
+    "strip": "binutils",
+    "xz": "xz-utils",
+    "mke2fs": "e2fsprogs",
+    "mkfs.vfat": "dosfstools",
+    "mmdebstrap": "mmdebstrap",
+    "packer": "packer",
+    "qemu-img": "qemu-utils",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "sfdisk": "fdisk",
+    "ssh": "openssh-client",
+    "ssh-keygen": "openssh-client",
+    "tar": "tar",
+    "unshare": "util-linux",
+    "xorriso": "xorriso",
+    "zstd": "zstd",
+}
+
+Argument = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completed:
+    """A program that ended: its streams as text (decoded as UTF-8, undecodable bytes escaped)."""
+
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+
+def shown(argv: Sequence[Argument]) -> str:
+    """``argv`` as a shell line that can be pasted."""
+    return shlex.join([os.fspath(word) for word in argv])
+
+
+def find(tool: str) -> str:
+    """The path of ``tool`` on PATH (or in the sbin folders, which users' PATHs often lack).
+
+    Raises ToolMissing with the command that installs it.
+    """
+    path = os.environ.get("PATH", os.defpath)
+    found = shutil.which(tool, path=os.pathsep.join([path, "/usr/local/sbin", "/usr/sbin", "/sbin"]))
+    if found:
+        return found
+    package = PACKAGES.get(tool, tool)
+    raise ToolMissing(
+        f"{tool} is not installed, and this step needs it",
+        hint=f"apt-get install {package}",
+    )
+
+
+def require(*tools: str) -> None:
+    """Raise ToolMissing naming every one of ``tools`` that the host lacks, and the command that installs them."""
+    missing = []
+    for tool in dict.fromkeys(tools):
+        try:
+            find(tool)
+        except ToolMissing:
+            missing.append(tool)
+    if missing:
+        packages = " ".join(sorted({PACKAGES.get(tool, tool) for tool in missing}))
+        raise ToolMissing(
+            f"not installed on this host, and needed: {', '.join(missing)}",
+            hint=f"apt-get install {packages}",
+        )
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a program we start: ours, a fixed locale, the run's mark, and ``extra``."""
+    return {**os.environ, "LC_ALL": "C.UTF-8", MARK: mark(), **(extra or {})}
+
+
+def run(
+    argv: Sequence[Argument],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    input: str | None = None,
+    timeout: float | None = None,
+    log: Path | None = None,
+    check: bool = True,
+    on_line: Callable[[str], None] | None = None,
+    hint: str = "",
+) -> Completed:
+    """Run a program to its end.
+
+    ``env`` is added to our own. ``timeout`` in seconds, after which its whole group is killed.
+    ``log`` is a file that both streams are appended to. ``on_line`` sees each line of standard
+    output and error as it comes (they are then merged into ``stdout``).
+
+    Raises ToolMissing when the program is not there; CommandFailed when it ends with a non-zero
+    status (unless ``check`` is false) or runs out of time.
+    """
+    command = [find(os.fspath(argv[0])), *(os.fspath(word) for word in argv[1:])]
+    started = time.monotonic()
+    merged = on_line is not None
+    with _started(
+        command,
+        cwd=cwd,
+        env=environment(env),
+        stdin=subprocess.PIPE if input is not None else subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT if merged else subprocess.PIPE,
+    ) as child:
+        expired = threading.Event()
+
+        def expire() -> None:
+            expired.set()
+            _kill_group(child)
+
+        timer = threading.Timer(timeout or 0, expire)
+        if timeout is not None:
+            timer.daemon = True
+            timer.start()
+        try:
+            if on_line is not None:
+                out, err = _read_lines(child, on_line), ""
+            else:
+                raw_out, raw_err = child.communicate(input.encode() if input is not None else None)
+                out, err = _text(raw_out), _text(raw_err)
+            child.wait()
+        finally:
+            timer.cancel()
+    seconds = time.monotonic() - started
+    if log is not None:
+        with log.open("a", encoding="utf-8") as file:
+            file.write(f"$ {shown(command)}\n{out}{err}")
+    if expired.is_set():
+        raise CommandFailed(
+            f"{Path(command[0]).name} did not end within {timeout:.0f} s: {shown(command)}",
+            hint=hint,
+            returncode=-1,
+            output=out + err,
+        )
+    if check and child.returncode != 0:
+        tail = "\n".join((out + err).strip().splitlines()[-12:])
+        raise CommandFailed(
+            f"{Path(command[0]).name} failed with status {child.returncode}: {shown(command)}"
+            + (f"\n{tail}" if tail else ""),
+            hint=hint,
+            returncode=child.returncode,
+            output=out + err,
+        )
+    return Completed(
+        argv=tuple(command), returncode=child.returncode, stdout=out, stderr=err, seconds=seconds
+    )
+
+
+def run_to(argv: Sequence[Argument], file: IO[bytes]) -> None:
+    """Run a program whose standard output, as bytes, is ``file``'s. Raises as `run` does."""
+    command = [find(os.fspath(argv[0])), *(os.fspath(word) for word in argv[1:])]
+    with _started(
+        command,
+        cwd=None,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=file,
+        stderr=subprocess.PIPE,
+    ) as child:
+        _, raw = child.communicate()
+    if child.returncode != 0:
+        raise CommandFailed(
+            f"{Path(command[0]).name} failed with status {child.returncode}: {shown(command)}\n{_text(raw)}",
+            returncode=child.returncode,
+            output=_text(raw),
+        )
+
+
+def interactive(argv: Sequence[Argument]) -> int:
+    """Run a program on the user's own terminal and return its exit status."""
+    command = [find(os.fspath(argv[0])), *(os.fspath(word) for word in argv[1:])]
+    return subprocess.call(command, env=environment())
+
+
+@contextmanager
+def background(
+    argv: Sequence[Argument],
+    *,
+    log: Path,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A program that runs while the block does; its streams go to ``log``; it never outlives the block."""
+    command = [find(os.fspath(argv[0])), *(os.fspath(word) for word in argv[1:])]
+    with (
+        log.open("ab") as file,
+        _started(
+            command,
+            cwd=cwd,
+            env=environment(env),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        ) as child,
+    ):
+        yield child
+
+
+@contextmanager
+def _started(
+    command: list[str],
+    *,
+    cwd: Path | None,
+    env: dict[str, str],
+    stdin: int,
+    stdout: int | IO[bytes],
+    stderr: int,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start ``command`` in a session of its own, so that its whole group can be ended with it."""
+    child = subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=env,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        start_new_session=True,
+        preexec_fn=_die_with_parent,
+    )
+    try:
+        yield child
+    finally:
+        if child.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGTERM)
+            try:
+                child.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                _kill_group(child)
+                child.wait()
+        for stream in (child.stdin, child.stdout, child.stderr):
+            if stream is not None:
+                stream.close()
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _die_with_parent() -> None:
+    """In the child: be terminated when the thread that started us dies (prctl(2) PR_SET_PDEATHSIG)."""
+    _libc.prctl(1, signal.SIGTERM)
+
+
+def _kill_group(child: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+def _read_lines(child: subprocess.Popen[bytes], on_line: Callable[[str], None]) -> str:
+    assert child.stdout is not None
+    lines = []
+    for raw in child.stdout:
+        line = _text(raw)
+        lines.append(line)
+        on_line(line.rstrip("\n"))
+    return "".join(lines)
+
+
+def _text(raw: bytes | None) -> str:
+    return (raw or b"").decode("utf-8", errors="backslashreplace")
+
+
+# --- what dies with a run -------------------------------------------------------------------------
+
+
+def mark(pid: int | None = None) -> str:
+    """``PID:START:NAMESPACE`` of a process: its id, its start in clock ticks, its PID namespace's inode.
+
+    The start is there because ids are used again; the namespace because a container's processes are in the
+    host's ``/proc`` too, under other ids.
+    """
+    pid = os.getpid() if pid is None else pid
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    return f"{pid}:{stat.rpartition(')')[2].split()[19]}:{_namespace()}"
+
+
+def _namespace() -> int:
+    return Path("/proc/self/ns/pid").stat().st_ino
+
+
+def alive(owner: str) -> bool:
+    """Whether the process that ``mark`` named is still running; one of another PID namespace counts as running."""
+    if not owner.endswith(f":{_namespace()}"):
+        return True  # a container's, or its host's: not ours to judge
+    pid = owner.partition(":")[0]
+    try:
+        return pid.isdigit() and mark(int(pid)) == owner
+    except OSError:
+        return False
+
+
+def carrying(variable: str) -> dict[int, str]:
+    """Every process that has an environment variable, as id → value; our own process left out."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit() or int(folder.name) == os.getpid():
+            continue
+        try:
+            variables = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        for entry in variables:
+            name, _, value = entry.partition(b"=")
+            if name == variable.encode():
+                found[int(folder.name)] = value.decode(errors="replace")
+    return found
+
+
+def marked() -> dict[int, str]:
+    """Every process that carries a run's mark, as id → mark; our own process left out."""
+    return carrying(MARK)
+
+
+def end(which: Callable[[], Sequence[int]], *, patience: float = 10.0) -> list[int]:
+    """End the processes that ``which`` lists, and those it lists next: SIGTERM, and SIGKILL after ``patience`` seconds.
+
+    Returns the process ids it found first.
+    """
+    ended = list(which())
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for pid in which():
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, number)
+        deadline = time.monotonic() + patience
+        while which() and time.monotonic() < deadline:
+            time.sleep(0.05)
+    return ended
+
+
+def reap(*, own: bool = False, patience: float = 10.0) -> list[int]:
+    """End the programs of runs that are dead, and with ``own`` those of this run too.
+
+    They get SIGTERM, and SIGKILL after ``patience`` seconds. Returns their process ids.
+    """
+    me = mark()
+    return end(
+        lambda: [
+            pid
+            for pid, owner in marked().items()
+            if (own and owner == me) or (owner != me and not alive(owner))
+        ],
+        patience=patience,
+    )

@@ -1,0 +1,102 @@
+"""Programs are started in one place, say why they failed, and never outlive the run that started them."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from conda_appliance import process
+from conda_appliance.errors import CommandFailed, ToolMissing
+
+
+def wait_until(condition, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never came true"
+        time.sleep(0.05)
+
+
+def runs(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def test_a_failure_says_the_command_its_status_and_its_words() -> None:
+    with pytest.raises(CommandFailed) as caught:
+        process.run(["sh", "-c", "echo 'no such thing' >&2; exit 7"])
+    assert "status 7" in caught.value.message
+    assert "no such thing" in caught.value.message
+    assert caught.value.returncode == 7
+
+
+def test_a_missing_program_names_the_package_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(process.PACKAGES, "no-such-program", "such-package")
+    with pytest.raises(ToolMissing) as caught:
+        process.require("sh", "no-such-program")
+    assert caught.value.exit_code == 4
+    assert caught.value.hint == "apt-get install such-package"
+
+
+def test_lines_come_as_they_are_written() -> None:
+    seen: list[str] = []
+    done = process.run(["sh", "-c", "echo one; echo two >&2"], on_line=seen.append)
+    assert seen == ["one", "two"]
+    assert done.stdout == "one\ntwo\n"
+
+
+def test_a_program_that_does_not_end_is_ended_with_its_children() -> None:
+    with pytest.raises(CommandFailed, match="did not end within 1 s"):
+        process.run(["sh", "-c", "sleep 987 & wait"], timeout=1)
+    assert not [
+        pid for pid in process.marked() if b"sleep\x00987" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+
+
+def test_a_background_program_ends_with_its_block(tmp_path: Path) -> None:
+    with process.background(["sleep", "1000"], log=tmp_path / "log") as child:
+        assert runs(child.pid)
+    assert not runs(child.pid)
+
+
+def test_what_a_killed_run_left_is_ended_by_the_next(tmp_path: Path) -> None:
+    # A run that starts a program which leaves its group and ignores SIGTERM, as a daemon would; then kill -9.
+    script = textwrap.dedent(
+        """
+        import os, sys, time
+        from conda_appliance import process
+        os.environ[process.MARK] = process.mark()
+        import subprocess
+        child = subprocess.Popen(["setsid", "sh", "-c", "trap '' TERM; echo $$ > pid; while :; do sleep 1; done"])
+        time.sleep(1000)
+        """
+    )
+    run = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
+    wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip())
+    daemon = int((tmp_path / "pid").read_text())
+    assert process.reap(patience=0.2) == []  # its owner lives
+    assert runs(daemon)
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    assert runs(daemon)
+    assert daemon in process.reap(patience=0.5)
+    wait_until(lambda: not runs(daemon))
+
+
+def test_a_run_in_another_container_is_not_ours_to_end() -> None:
+    ours = process.mark()
+    foreign = ours.rpartition(":")[0] + ":1"
+    child = subprocess.Popen(["sleep", "1000"], env={**os.environ, process.MARK: foreign})
+    try:
+        assert process.alive(foreign)
+        assert child.pid not in process.reap(patience=0.2)
+        assert runs(child.pid)
+    finally:
+        child.kill()
+        child.wait()
