@@ -1,0 +1,390 @@
+"""The only network: downloads into a cache that is addressed by SHA-256 and verified at every use.
+
+Proxies come from the environment (``http_proxy``, ``https_proxy``, ``no_proxy``), and so may the certificates
+that https is checked with (``REQUESTS_CA_BUNDLE``, ``SSL_CERT_FILE``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
+
+import requests
+
+from conda_appliance import process, resources
+from conda_appliance.errors import ApplianceError, BuildError, HashMismatch, LockError
+
+#: Files fetched side by side.
+WORKERS = 8
+#: Tries of one file when a server answers 5xx, 429 or drops the connection.
+TRIES = 4
+#: Seconds before the second try; each further pause is twice as long.
+PAUSE = 0.5
+#: Seconds without a byte after which a connection counts as dropped.
+TIMEOUT = 30
+#: Debian's archive of every package it ever had. ``CONDA_APPLIANCE_SNAPSHOT`` may name a mirror of it.
+SNAPSHOT = "https://snapshot.debian.org"
+#: The certificates that the system's owner trusts, an internal authority's among them (Debian's ca-certificates).
+SYSTEM_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+#: Where a message would list more than this, it counts the rest.
+_SHOWN = 12
+
+_CHUNK = 1 << 18
+
+
+@dataclass(frozen=True, kw_only=True)
+class Download:
+    """A file to have: ``url`` is http(s), file or a plain path; ``size`` in bytes, 0 where it is not known."""
+
+    name: str
+    url: str
+    sha256: str
+    size: int
+
+
+class Cache:
+    """Files by their SHA-256: ``blobs/ab/abcd…``. Nothing in it is used unverified."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def blob(self, sha256: str) -> Path:
+        """Where a file with this SHA-256 stands, or would."""
+        return self.root / "blobs" / sha256[:2] / sha256
+
+    def has(self, sha256: str) -> bool:
+        """Whether such a file is there; `verified` tells whether it is sound."""
+        return self.blob(sha256).is_file()
+
+    def verified(self, sha256: str, name: str) -> Path:
+        """The file, after its bytes were hashed.
+
+        Raises HashMismatch naming ``name`` when they are not what the hash says; the bad file is set
+        aside, so that the next fetch brings it anew. Raises LockError when there is no such file.
+        """
+        path = self.blob(sha256)
+        try:
+            found = resources.sha256_of(path)
+        except FileNotFoundError:
+            raise LockError(f"{name} is not in the cache", hint="conda-appliance fetch FILE") from None
+        if found != sha256:
+            aside = path.with_suffix(".corrupt")
+            path.replace(aside)
+            raise HashMismatch(
+                f"{name} in the cache",
+                expected=sha256,
+                found=found,
+                hint=f"it was set aside as {aside}; run the same command again to fetch it anew",
+            )
+        return path
+
+
+def fetch(
+    downloads: Sequence[Download], cache: Cache, *, offline: bool, progress: Callable[[str], None]
+) -> None:
+    """Bring every missing file into the cache, verified while it is written.
+
+    A file that failed does not keep the others from arriving: all failures are told at once, as LockError when
+    bytes were not the lock's (HashMismatch if that was the only failure), else as BuildError. Raises LockError
+    with ``offline`` when something is missing. What a stopped run had of a file already is kept and gone on with.
+    """
+    missing = list({one.sha256: one for one in downloads if not cache.has(one.sha256)}.values())
+    if offline and missing:
+        raise LockError(
+            f"--offline, and {len(missing)} files are not in the cache: "
+            + _some((one.name for one in missing), ", "),
+            hint="conda-appliance fetch FILE, once, with a network",
+        )
+    run = _Run(files=missing, cache=cache, progress=progress)
+    pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="fetch")
+    try:
+        outcomes = [
+            future.result() for future in as_completed([pool.submit(run.one, one) for one in missing])
+        ]
+    finally:
+        run.stopped.set()
+        pool.shutdown(cancel_futures=True)
+    errors = [error for error in outcomes if error is not None]
+    if errors:
+        raise _together(errors)
+
+
+def read_url(url: str) -> bytes:
+    """The whole answer of a small http(s) request. Raises BuildError when there is none."""
+    try:
+        with _session() as session, session.get(url, timeout=TIMEOUT) as answer:
+            answer.raise_for_status()
+            return answer.content
+    except requests.RequestException as error:
+        raise BuildError(f"{url}: {_reason(error)}", hint=_NETWORK) from None
+
+
+_NETWORK = "check the network and the proxy settings (http_proxy, https_proxy, no_proxy)"
+_UPGRADE = "conda-appliance lock --upgrade FILE"
+
+
+class _Gone(Exception):
+    """A server says that the file is not there (any more)."""
+
+
+class _Stopped(Exception):
+    """The run ends: somebody interrupted it, or the disk is full."""
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """One call of `fetch`: what its threads share."""
+
+    files: Sequence[Download]
+    cache: Cache
+    progress: Callable[[str], None]
+    stopped: threading.Event = field(default_factory=threading.Event)
+    #: Hosts that did not answer at all: no other file waits for them through all its tries.
+    silent: dict[str, str] = field(default_factory=dict)
+    _got: dict[str, int] = field(default_factory=dict)
+    _done: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _local: threading.local = field(default_factory=threading.local)
+
+    @property
+    def session(self) -> requests.Session:
+        """A thread's own session, which keeps its connection from file to file."""
+        if not hasattr(self._local, "session"):
+            self._local.session = _session()
+        session: requests.Session = self._local.session
+        return session
+
+    def one(self, one: Download) -> ApplianceError | None:
+        """Bring one file; returns what kept it from arriving."""
+        try:
+            _fetch_one(one, self)
+        except ApplianceError as error:
+            return error
+        except _Stopped:
+            return None
+        return None
+
+    def tell(self, one: Download, got: int, *, done: bool = False) -> None:
+        """Say that ``got`` bytes of a file are there."""
+        if self.stopped.is_set():
+            raise _Stopped
+        with self._lock:
+            self._got[one.sha256] = got
+            self._done += done
+            total = sum(file.size for file in self.files)
+            of = f" of {resources.size_text(total)}" if total else ""
+            have = resources.size_text(sum(self._got.values()))
+            self.progress(f"{self._done}/{len(self.files)} files, {have}{of}")
+
+
+def _session() -> requests.Session:
+    session = requests.Session()
+    given = (os.environ.get(name) for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"))
+    system = str(SYSTEM_CERTIFICATES) if SYSTEM_CERTIFICATES.is_file() else True
+    session.verify = next(filter(None, given), system)
+    session.headers["Accept-Encoding"] = (
+        "identity"  # the bytes that were hashed, not a server's packing of them
+    )
+    return session
+
+
+def _fetch_one(one: Download, run: _Run) -> None:
+    target = run.cache.blob(one.sha256)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = _part(target)
+    resumed = part.exists()
+    found = _any_source(one, part, run)
+    if found != one.sha256 and resumed:
+        # What the stopped run left may be what is wrong.
+        part.unlink(missing_ok=True)
+        found = _any_source(one, part, run)
+    if found != one.sha256:
+        part.unlink(missing_ok=True)
+        raise HashMismatch(
+            f"{one.name} from {one.url}",
+            expected=one.sha256,
+            found=found,
+            hint=f"if its server changed it on purpose: {_UPGRADE}",
+        )
+    part.replace(target)
+    run.tell(one, target.stat().st_size, done=True)
+
+
+def _part(target: Path) -> Path:
+    """Where this process writes a file until it is whole; what a dead process had of it is taken over."""
+    part = target.with_name(f"{target.name}.{process.mark().replace(':', '-')}.part")
+    for old in target.parent.glob(f"{target.name}.*.part"):
+        if old != part and not process.alive(old.name.split(".")[1].replace("-", ":")):
+            old.replace(part)
+    return part
+
+
+def _any_source(one: Download, part: Path, run: _Run) -> str:
+    """Bring ``one`` from its URL, or a .deb that left its mirror from the archive; returns the SHA-256."""
+    try:
+        return _download(one.url, one, part, run)
+    except _Gone:
+        package = unquote(one.name).removesuffix(".deb").split("_")
+        if not one.name.endswith(".deb") or len(package) != 3:
+            raise BuildError(f"{one.url} is not there (404)", hint=f"check the URL, or: {_UPGRADE}") from None
+    part.unlink(missing_ok=True)
+    try:
+        return _from_snapshot(one, package, part, run)
+    except (BuildError, _Gone) as error:
+        archive = os.environ.get("CONDA_APPLIANCE_SNAPSHOT", SNAPSHOT)
+        reason = (
+            f"could not give it either: {error}"
+            if isinstance(error, BuildError)
+            else "does not have it either"
+        )
+        raise BuildError(
+            f"{one.name} has left the mirror ({one.url}: 404), and {archive} {reason}", hint=_UPGRADE
+        ) from None
+
+
+def _from_snapshot(one: Download, package: Sequence[str], part: Path, run: _Run) -> str:
+    """Bring a package from snapshot.debian.org, which names files by their SHA-1; returns the SHA-256.
+
+    Source: https://salsa.debian.org/snapshot-team/snapshot/raw/master/API. Raises _Gone when the archive does
+    not have it, BuildError when it cannot be reached.
+    """
+    base = os.environ.get("CONDA_APPLIANCE_SNAPSHOT", SNAPSHOT).rstrip("/")
+    name, version, architecture = package
+    url = f"{base}/mr/binary/{quote(name)}/{quote(version)}/binfiles"
+    try:
+        with run.session.get(url, timeout=TIMEOUT) as answer:
+            if answer.status_code == 404:
+                raise _Gone
+            answer.raise_for_status()
+            hashes = [
+                file["hash"] for file in answer.json()["result"] if file["architecture"] == architecture
+            ]
+    except (requests.RequestException, ValueError, KeyError, TypeError) as error:
+        raise BuildError(_reason(error)) from None
+    found = ""
+    for number in hashes:
+        found = _download(f"{base}/file/{quote(number)}", one, part, run)
+        if found == one.sha256:
+            return found
+        part.unlink()
+    if not found:
+        raise _Gone
+    return found  # other bytes under the same name: the caller tells the mismatch
+
+
+def _download(url: str, one: Download, part: Path, run: _Run) -> str:
+    """Write ``url`` to ``part``, going on where an earlier try stopped; returns the SHA-256 of the whole."""
+    address = urlsplit(url)
+    if address.scheme in ("", "file"):
+        return _copy(Path(unquote(address.path)) if address.scheme else Path(url), one, part, run)
+    pause = PAUSE
+    for attempt in range(1, TRIES + 1):
+        if run.stopped.is_set():
+            raise _Stopped
+        if address.netloc in run.silent:
+            raise BuildError(f"{url}: {run.silent[address.netloc]}", hint=_NETWORK)
+        try:
+            return _stream(url, one, part, run)
+        except requests.HTTPError as error:
+            status, silent = error.response.status_code, False
+            if status in (404, 410):
+                raise _Gone from None
+            reason = f"the server answers {status} {error.response.reason}"
+            if status < 500 and status not in (408, 429):
+                raise BuildError(f"{url}: {reason}") from None
+        except (requests.ConnectionError, requests.Timeout) as error:
+            reason, silent = _reason(error), not part.exists()
+        except requests.exceptions.ChunkedEncodingError as error:
+            reason, silent = _reason(error), False
+        except requests.RequestException as error:  # a URL or a proxy setting that cannot be used at all
+            raise BuildError(f"{url}: {_reason(error)}", hint=_NETWORK) from None
+        if attempt < TRIES:
+            run.stopped.wait(pause)
+            pause *= 2
+    if silent:
+        run.silent[address.netloc] = reason
+    raise BuildError(f"{url}: {reason} ({TRIES} tries)", hint=_NETWORK)
+
+
+def _stream(url: str, one: Download, part: Path, run: _Run) -> str:
+    have = part.stat().st_size if part.exists() else 0
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    with run.session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
+        if answer.status_code == 416:  # the part is no shorter than the whole: it is not a beginning of it
+            part.unlink()
+            raise requests.ConnectionError("the partial file did not fit the server's")
+        answer.raise_for_status()
+        announced = answer.headers.get("Content-Range", "")
+        resumed = answer.status_code == 206 and announced.startswith(f"bytes {have}-")
+        if answer.status_code == 206 and not resumed:
+            part.unlink()
+            raise requests.ConnectionError(f"the server sent another range than asked for: {announced!r}")
+        return _write(answer.iter_content(_CHUNK), one, part, run, after=have if resumed else 0)
+
+
+def _copy(path: Path, one: Download, part: Path, run: _Run) -> str:
+    try:
+        with path.open("rb") as file:
+            return _write(iter(lambda: file.read(_CHUNK), b""), one, part, run, after=0)
+    except FileNotFoundError:
+        raise _Gone from None
+    except (PermissionError, IsADirectoryError) as error:
+        raise BuildError(f"{one.name}: {path}: {error.strerror}") from None
+
+
+def _write(chunks: Iterable[bytes], one: Download, part: Path, run: _Run, *, after: int) -> str:
+    """Append ``chunks`` to the first ``after`` bytes of ``part``; returns the SHA-256 of it all."""
+    digest = hashlib.sha256()
+    with part.open("r+b" if after else "wb") as file:
+        for chunk in _first(file.read, after):
+            digest.update(chunk)
+        for chunk in chunks:
+            file.write(chunk)
+            digest.update(chunk)
+            run.tell(one, file.tell())
+    return digest.hexdigest()
+
+
+def _first(read: Callable[[int], bytes], count: int) -> Iterator[bytes]:
+    while count > 0 and (chunk := read(min(count, _CHUNK))):
+        count -= len(chunk)
+        yield chunk
+
+
+def _together(errors: Sequence[ApplianceError]) -> ApplianceError:
+    """One error that tells them all."""
+    if len(errors) == 1:
+        return errors[0]
+    kind = LockError if any(isinstance(error, LockError) for error in errors) else BuildError
+    ordered = sorted(errors, key=lambda error: not isinstance(error, LockError))
+    return kind(
+        f"{len(errors)} files could not be had:\n" + _some((error.message for error in ordered), "\n"),
+        hint="; ".join(dict.fromkeys(error.hint for error in ordered if error.hint)),
+    )
+
+
+def _some(words: Iterable[str], between: str) -> str:
+    """The first of ``words``, and how many more there are."""
+    every = list(words)
+    more = [f"… and {len(every) - _SHOWN} more"] if len(every) > _SHOWN else []
+    return between.join([*every[:_SHOWN], *more])
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, without the layers of wrapping that requests and urllib3 show."""
+    if isinstance(error, requests.HTTPError):
+        return f"the server answers {error.response.status_code} {error.response.reason}"
+    inner: object = error
+    while isinstance(inner, BaseException):
+        deeper = getattr(inner, "reason", None) or (inner.args[0] if inner.args else None)
+        if not isinstance(deeper, BaseException):
+            break
+        inner = deeper
+    text = str(inner)
+    return text.rpartition(">: ")[2] or type(error).__name__
