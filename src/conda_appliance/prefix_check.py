@@ -1,0 +1,126 @@
+"""Checks a conda environment on disk, file by file, against its own records in ``conda-meta/``.
+
+This one file can be copied to a machine and run there by the environment's own Python (3.9 or newer)::
+
+    python -I -B prefix_check.py /opt/conda [--json] [--allow .condarc]
+
+It exits with 0 when every file is there, is unchanged and is recorded, and with 1 when not. It uses the
+standard library alone and imports nothing else of this project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+#: What conda itself keeps in an environment beside its records.
+_OWN = frozenset({"conda-meta/history"})
+
+
+def check(prefix: Path, allow: Sequence[str] = ()) -> list[str]:
+    """What is wrong with the environment at ``prefix``: a line each, sorted; an empty list means nothing.
+
+    A line is ``missing: PATH (PACKAGE)``, ``changed: PATH (PACKAGE): …`` or ``extra: PATH``. ``allow`` are
+    patterns (as the shell's, ``*`` matches ``/`` too) of files that may be there though no package brought
+    them. Environments in ``envs/`` are checked by their own path.
+    """
+    findings = []
+    recorded = set(_OWN)
+    for record in records(prefix):
+        recorded.add("conda-meta/" + record["_file"])
+        for entry in record["paths_data"]["paths"]:
+            recorded.add(entry["_path"])
+            problem = _compare(prefix / entry["_path"], entry)
+            if problem:
+                kind, _, detail = problem.partition(": ")
+                findings.append(
+                    f"{kind}: {entry['_path']} ({record['name']}){': ' + detail if detail else ''}"
+                )
+    if len(recorded) == len(_OWN):
+        findings.append(f"missing: conda-meta/*.json: {prefix} is not a conda environment")
+    for path in _files(prefix, ""):
+        if path not in recorded and not any(fnmatch.fnmatchcase(path, pattern) for pattern in allow):
+            findings.append(f"extra: {path}")
+    return sorted(findings)
+
+
+def records(prefix: Path) -> Iterator[dict[str, Any]]:
+    """The environment's package records, each with its file's name as ``_file``."""
+    for path in sorted((prefix / "conda-meta").glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record["_file"] = path.name
+        yield record
+
+
+def _compare(path: Path, entry: dict[str, Any]) -> str:
+    """What is wrong with one recorded path, or nothing."""
+    kind = entry.get("path_type", "hardlink")
+    if not os.path.lexists(path):
+        return "missing"
+    if kind == "directory":
+        return "" if path.is_dir() else "changed: no longer a folder"
+    if kind == "softlink":
+        if not path.is_symlink():
+            return "changed: no longer a symbolic link"
+        # A link's digest is that of the text it holds; links to folders and to nothing have one too.
+        text = os.readlink(path)  # noqa: PTH115 (pathlib would tidy ./ and // away)
+        found = hashlib.sha256(os.fsencode(text)).hexdigest()
+    elif path.is_symlink() or not path.is_file():
+        return "changed: no longer a file"
+    else:
+        found = _sha256(path)
+    expected = entry.get("sha256_in_prefix") or entry.get("sha256")
+    if expected and found != expected:
+        return f"changed: expected SHA-256 {expected}, found {found}"
+    return ""
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _files(folder: Path, at: str) -> Iterator[str]:
+    """Every file and link below ``folder``, by path from it; other environments are left out."""
+    for entry in os.scandir(folder):
+        path = at + entry.name
+        if entry.is_dir(follow_symlinks=False):
+            if at == "envs/" and Path(entry.path, "conda-meta").is_dir():
+                continue
+            yield from _files(Path(entry.path), path + "/")
+        else:
+            yield path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check the prefix named on the command line; print findings, or all of it as JSON; 1 if there are any."""
+    parser = argparse.ArgumentParser(description="Check a conda environment against its records.")
+    parser.add_argument("prefix", type=Path, help="the environment's folder, such as /opt/conda")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--allow", action="append", default=[], metavar="PATTERN", help="files of no package")
+    options = parser.parse_args(arguments)
+    findings = check(options.prefix, options.allow)
+    found = list(records(options.prefix))
+    files = sum(len(record["paths_data"]["paths"]) for record in found)
+    if options.json:
+        about = {"prefix": str(options.prefix), "packages": len(found), "files": files, "findings": findings}
+        print(json.dumps(about))
+    else:
+        print(
+            "\n".join(findings) or f"{options.prefix}: {len(found)} packages, {files} files, all as recorded"
+        )
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
