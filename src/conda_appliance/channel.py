@@ -1,0 +1,588 @@
+"""A folder of recipes (``channel/channel.yaml``) → a channel of real conda packages, built once.
+
+Three kinds of recipe: a library (repackaged from ``.debs``), the interpreter (compiled from a Debian source package)
+and a wheel of PyPI. ``.debs`` and sources are what the suite's signed index names when the channel is built; wheels
+are pinned by SHA-256. Each package is cached by the hash of its recipe and sources, so that another pin of one wheel
+does not compile the interpreter again.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Self
+from urllib.parse import unquote
+
+import yaml
+from packaging.licenses import canonicalize_license_expression
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from conda_appliance import log, process, resources, sources, wheel
+from conda_appliance.apt import Apt, RemoteFile
+from conda_appliance.errors import BuildError, CommandFailed, HashMismatch, UsageError
+from conda_appliance.package import (
+    EPOCH,
+    PLACEHOLDER,
+    Package,
+    read_index,
+    write_package,
+    write_repodata,
+)
+
+#: Raised when what is written for the same recipe and sources changes.
+FORMAT = 2
+#: The glibc of each tag that pip is asked for: no wheel may need a newer one than the oldest suite here has.
+_MANYLINUX = (5, 12, 17, *range(24, 37))
+
+Progress = Callable[[str], None]
+Spdx = Annotated[str, AfterValidator(canonicalize_license_expression)]
+Minor = Annotated[str, Field(pattern=r"^3\.\d+$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Library(_Part):
+    """A library: the shared objects of ``debs``. The first ``.deb`` gives the version, all of them licence texts."""
+
+    debs: Annotated[tuple[str, ...], Field(min_length=1)]
+    license: Spdx
+    depends: tuple[str, ...] = ()
+
+
+class Libraries(_Part):
+    """The libraries and the suite they come from; ``glibc`` is what their symbols need."""
+
+    suite: str
+    glibc: str
+    packages: dict[str, Library]
+
+
+class Python(_Part):
+    """The interpreter: a source package of a suite, compiled against the libraries' headers.
+
+    ``patches`` are name patterns: which of Debian's patches are applied to the original source.
+    """
+
+    suite: str
+    source: Annotated[str, Field(pattern=r"^python3\.\d+$")]
+    patches: tuple[str, ...] = ()
+    headers: tuple[str, ...]
+    license: Spdx
+    depends: tuple[str, ...]
+
+
+class Certificates(_Part):
+    """The certificate authorities: the wheel that carries them."""
+
+    wheel: str
+    license: Spdx
+
+
+class Wheel(_Part):
+    """A wheel of PyPI by version and SHA-256; ``license`` and ``depends`` where its metadata does not say them."""
+
+    version: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    license: Spdx | None = None
+    depends: tuple[str, ...] = ()
+
+
+class Recipes(_Part):
+    """What ``channel.yaml`` says. Without a recipe for Python, ``python_version`` says which the wheels are for."""
+
+    libraries: Libraries | None = None
+    python: Python | None = None
+    python_version: Minor | None = None
+    certificates: Certificates | None = None
+    wheels: dict[str, Wheel] = {}
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.python and not self.libraries:
+            raise ValueError("'python' is compiled against 'libraries', and there are none")
+        if self.python and self.python_version:
+            raise ValueError("'python' already says the version; leave 'python_version' out")
+        if self.wheels and not self.minor:
+            raise ValueError("'wheels' need a 'python', or a 'python_version' such as '3.13'")
+        if self.certificates and self.certificates.wheel not in self.wheels:
+            raise ValueError(f"certificates.wheel: {self.certificates.wheel!r} is none of 'wheels'")
+        return self
+
+    @property
+    def minor(self) -> str:
+        """The Python that compiled wheels are for, such as ``3.13``."""
+        return self.python.source.removeprefix("python") if self.python else self.python_version or ""
+
+
+def build(folder: Path, cache: Path, *, on_progress: Progress, refresh: bool = False) -> Path:
+    """The channel made from the recipes in ``folder``: built now if it is not in the cache yet.
+
+    ``refresh`` asks the archive for newer library packages although the channel is there. Returns a folder
+    with ``linux-64/`` and ``noarch/``. Raises ToolMissing before the first download, BuildError with the
+    end of the compiler's output, HashMismatch naming a kept package that is no longer what was made.
+    """
+    recipes = read(folder)
+    scripts = sorted((folder / "python").glob("*")) if recipes.python else []
+    key = _digest(recipes.model_dump(mode="json"), [path.read_text("utf-8") for path in scripts], FORMAT)
+    home = cache / "channel"
+    final = home / key
+    if (final / "noarch/repodata.json").is_file() and not refresh:
+        return final
+    process.require(*tools(recipes))
+    home.mkdir(parents=True, exist_ok=True)
+    resources.require_space(
+        home, (2 << 30) if recipes.python else (256 << 20), f"Building {folder}'s channel"
+    )
+    with resources.work_folder(home, key) as work:
+        maker = _Maker(
+            recipes=recipes, folder=folder, store=sources.Cache(cache), work=work, progress=on_progress
+        )
+        made = maker.packages(home / "packages")
+        out = work / "channel"
+        for path in made:
+            target = out / read_index(path)["subdir"] / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.link(path, target)
+        write_repodata(out)
+        _warn_of_missing(out)
+        resources.remove(final)
+        out.rename(final)
+    return final
+
+
+def tools(recipes: Recipes | None = None) -> tuple[str, ...]:
+    """The programs of the host that building these recipes needs; without recipes, all that any need."""
+    always = ("apt-get", "dpkg-deb", "patchelf", "tar", "xz")
+    return (*always, "gcc", "make", "patch", "strip") if recipes is None or recipes.python else always
+
+
+def read(folder: Path) -> Recipes:
+    """Read ``channel.yaml``. Raises UsageError saying what is wrong in it."""
+    path = folder / "channel.yaml"
+    try:
+        return Recipes.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from None
+    except ValidationError as error:
+        lines = [f"{path}: {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        raise UsageError("\n".join(lines)) from None
+
+
+def _warn_of_missing(channel: Path) -> None:
+    """Say which dependencies no package of the channel meets: another channel has to."""
+    names: set[str] = set()
+    wanted: set[str] = set()
+    for path in channel.glob("*/repodata.json"):
+        for record in json.loads(path.read_text("utf-8"))["packages.conda"].values():
+            names.add(record["name"])
+            wanted.update(spec.partition(" ")[0] for spec in record["depends"])
+    missing = sorted(name for name in wanted - names if not name.startswith("__"))
+    if missing:
+        log.warn(f"packages of this channel need what it has not got: {', '.join(missing)}")
+
+
+# --- the recipes ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """One package to make: ``key`` is the hash of its recipe and sources, ``make`` fills a folder with it."""
+
+    name: str
+    key: str
+    make: Callable[[Path], Package]
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Maker:
+    """One run over the recipes; each method makes one kind of package."""
+
+    recipes: Recipes
+    folder: Path
+    store: sources.Cache
+    work: Path
+    progress: Progress
+    apts: dict[str, Apt] = field(default_factory=dict)
+
+    def packages(self, kept: Path) -> list[Path]:
+        """Make every package that ``kept`` has not got yet; returns their files."""
+        kept.mkdir(parents=True, exist_ok=True)
+        # The interpreter comes last: whatever else is wrong shows before the minutes that it takes.
+        jobs = [*self._library_jobs(), *self._wheel_jobs(), *self._python_jobs()]
+        made = []
+        for number, job in enumerate(jobs, 1):
+            place = kept / job.key
+            if not place.is_dir():
+                self.progress(f"package {number} of {len(jobs)}: {job.name}{job.note}")
+                self._make(job, place)
+            made.append(kept_package(place))
+        return made
+
+    def _make(self, job: _Job, place: Path) -> None:
+        scratch = self.work / job.name
+        ready = self.work / f"{job.name}.ready"
+        for path in (scratch, ready):
+            path.mkdir()
+        file = write_package(job.make(scratch), ready)
+        (ready / "SHA256").write_text(resources.sha256_of(file), encoding="utf-8")
+        ready.rename(place)
+        resources.remove(scratch)
+
+    def _apt(self, suite: str) -> Apt:
+        if suite not in self.apts:
+            self.progress(f"reading Debian {suite}'s signed index")
+            python = self.recipes.python
+            apt = Apt(
+                suite,
+                state=self.work / "apt" / suite,
+                sources=python is not None and python.suite == suite,
+            )
+            apt.update()
+            self.apts[suite] = apt
+        return self.apts[suite]
+
+    def _have(self, files: Iterable[RemoteFile]) -> list[Path]:
+        wanted = [sources.Download(name=f.name, url=f.url, sha256=f.sha256, size=f.size) for f in files]
+        sources.fetch(wanted, self.store, offline=False, progress=self.progress)
+        return [self.store.verified(one.sha256, one.name) for one in wanted]
+
+    # --- libraries ---
+
+    def _library_jobs(self) -> Iterable[_Job]:
+        libraries = self.recipes.libraries
+        if libraries is None:
+            return
+        names = [deb for library in libraries.packages.values() for deb in library.debs]
+        debs = {
+            one.name.partition("_")[0]: one for one in self._apt(libraries.suite).download_only(set(names))
+        }
+        for name, library in libraries.packages.items():
+            files = [debs[deb] for deb in library.debs]
+            key = _digest(name, library.model_dump(), [f.sha256 for f in files], libraries.glibc, FORMAT)
+
+            def make(
+                at: Path, name: str = name, library: Library = library, files: list[RemoteFile] = files
+            ) -> Package:
+                return self._library(at, name, library, files)
+
+            yield _Job(name=name, key=key, make=make)
+
+    def _library(self, at: Path, name: str, library: Library, files: list[RemoteFile]) -> Package:
+        libraries = self.recipes.libraries
+        assert libraries is not None
+        root = at / "root"
+        (root / "lib").mkdir(parents=True)
+        licenses = {}
+        for file, deb in zip(files, self._have(files), strict=True):
+            unpacked = at / file.name
+            process.run(["dpkg-deb", "-x", deb, unpacked])
+            for path in sorted(unpacked.rglob("*.so*")):
+                if path.parent.name == "x86_64-linux-gnu":
+                    path.rename(root / "lib" / path.name)
+            for path in unpacked.glob("usr/share/doc/*/copyright"):
+                licenses[f"{path.parent.name}-copyright"] = path.read_bytes()
+        objects = [
+            path
+            for path in sorted((root / "lib").iterdir())
+            if not path.is_symlink() and path.read_bytes()[:4] == b"\x7fELF"
+        ]
+        if not objects:
+            raise BuildError(f"{', '.join(library.debs)}: no shared object in them")
+        for path in objects:
+            path.chmod(0o644)
+            process.run(["patchelf", "--set-rpath", "$ORIGIN", path])
+        debian = unquote(files[0].name.split("_")[1])
+        return Package(
+            name=name,
+            version=conda_version(debian),
+            build=f"debian_{_digest(*(f.sha256 for f in files), library.model_dump(), FORMAT)[:7]}_0",
+            depends=(f"__glibc >={libraries.glibc}", *library.depends),
+            license=library.license,
+            root=root,
+            licenses=licenses,
+            summary=f"{library.debs[0]} {debian} of Debian {libraries.suite}",
+            about=_provenance(files),
+        )
+
+    # --- the interpreter ---
+
+    def _python_jobs(self) -> Iterable[_Job]:
+        python, libraries = self.recipes.python, self.recipes.libraries
+        if python is None or libraries is None:
+            return
+        files = [
+            file
+            for file in self._apt(python.suite).source(python.source)
+            if re.search(r"\.(orig|debian)\.tar\.\w+$", file.name)
+        ]
+        compiler = process.run(["gcc", "-dumpfullversion"]).stdout.strip()
+        glibc = max(libraries.glibc, platform.libc_ver()[1], key=_version_key)
+        scripts = [path.read_text("utf-8") for path in sorted((self.folder / "python").glob("*"))]
+        key = _digest(
+            python.model_dump(), [f.sha256 for f in files], scripts, compiler, glibc, PLACEHOLDER, FORMAT
+        )
+        yield _Job(
+            name="python",
+            key=key,
+            make=lambda at: self._python(at, python, files, glibc, key[:7]),
+            note=", compiled from source (minutes)",
+        )
+
+    def _python(self, at: Path, python: Python, files: list[RemoteFile], glibc: str, build: str) -> Package:
+        original, debian = sorted(
+            zip(files, self._have(files), strict=True), key=lambda one: ".orig." not in one[0].name
+        )
+        version = original[0].name.partition("_")[2].partition(".orig")[0]
+        tree = at / "source"
+        tree.mkdir()
+        process.run(["tar", "-x", "--strip-components=1", "-f", original[1], "-C", tree])
+        patches = _patch(tree, debian[1], python.patches)
+        for path in sorted((self.folder / "python").glob("*.patch")):
+            process.run(["patch", "--strip=1", "--batch", "--directory", tree, "--input", path.resolve()])
+            patches.append(path.name)
+        stage = at / "stage"
+        self._compile(tree, self._sysroot(at, python), stage, f"Python {version}")
+        return Package(
+            name="python",
+            version=version,
+            build=f"debian_{build}_0_cp{''.join(version.split('.')[:2])}",
+            depends=(f"__glibc >={glibc}", *python.depends),
+            license=python.license,
+            root=stage / PLACEHOLDER.lstrip("/"),
+            licenses={
+                "LICENSE": (tree / "LICENSE").read_bytes(),
+                # What is built in besides: expat, mpdecimal, the Mersenne twister …
+                "incorporated.rst": (tree / "Doc/license.rst").read_bytes(),
+            },
+            summary=f"CPython, compiled from the source of Debian {python.suite} with its {len(patches)} fixes",
+            placeholder=PLACEHOLDER,
+            about={**_provenance(files), "patches": patches},
+        )
+
+    def _sysroot(self, at: Path, python: Python) -> Path:
+        """Headers and libraries to compile against, unpacked from ``.debs``: nothing is installed on the host."""
+        libraries = self.recipes.libraries
+        assert libraries is not None
+        linked = [
+            deb
+            for name in python.depends
+            if name in libraries.packages
+            for deb in libraries.packages[name].debs
+        ]
+        sysroot = at / "sysroot"
+        (sysroot / "usr/lib").mkdir(parents=True)
+        (sysroot / "lib").symlink_to("usr/lib")
+        for deb in self._have(self._apt(libraries.suite).download_only({*python.headers, *linked})):
+            archive = at / "data.tar"
+            with archive.open("wb") as file:
+                process.run_to(["dpkg-deb", "--fsys-tarfile", deb], file)
+            process.run(["tar", "-x", "--keep-directory-symlink", "-f", archive, "-C", sysroot])
+        for path in sysroot.rglob("*"):
+            if path.is_symlink() and path.readlink().is_absolute():
+                target = sysroot / path.readlink().relative_to("/")
+                path.unlink()
+                path.symlink_to(os.path.relpath(target.parent.resolve() / target.name, path.parent.resolve()))
+        return sysroot
+
+    def _compile(self, tree: Path, sysroot: Path, stage: Path, what: str) -> None:
+        lines = 0
+
+        def on_line(_line: str) -> None:
+            nonlocal lines
+            lines += 1
+            self.progress(f"compiling {what}: {lines} lines of output")
+
+        output = self.work / "python.log"
+        try:
+            process.run(
+                ["sh", self.folder.resolve() / "python/build.sh"],
+                env={
+                    "SOURCE": str(tree),
+                    "SYSROOT": str(sysroot),
+                    "PREFIX": PLACEHOLDER,
+                    "STAGE": str(stage),
+                    "JOBS": str(len(os.sched_getaffinity(0))),
+                    "SOURCE_DATE_EPOCH": str(EPOCH),
+                },
+                log=output,
+                on_line=on_line,
+            )
+        except CommandFailed as error:
+            kept = self.work.parent / "python.log"
+            shutil.copyfile(output, kept)
+            raise BuildError(
+                f"{what} did not compile: {error.message}", hint=f"the whole output is in {kept}"
+            ) from None
+
+    # --- wheels, and what is in one of them ---
+
+    def _wheel_jobs(self) -> Iterable[_Job]:
+        files = self._wheels()
+        for name, pin in self.recipes.wheels.items():
+            key = _digest(pin.model_dump(), self.recipes.minor, FORMAT)
+
+            def make(at: Path, path: Path = files[name], pin: Wheel = pin, build: str = key[:7]) -> Package:
+                return wheel.convert(
+                    path,
+                    at / "root",
+                    minor=self.recipes.minor,
+                    build=build,
+                    license=pin.license,
+                    depends=pin.depends,
+                )
+
+            yield _Job(name=name, key=key, make=make)
+        if self.recipes.certificates is not None:
+            pin = self.recipes.wheels[self.recipes.certificates.wheel]
+            path = files[self.recipes.certificates.wheel]
+            key = _digest("certificates", self.recipes.certificates.model_dump(), pin.model_dump(), FORMAT)
+            yield _Job(
+                name="ca-certificates",
+                key=key,
+                make=lambda at: self._certificates(at, path, pin.version, key[:7]),
+            )
+
+    def _wheels(self) -> dict[str, Path]:
+        """All pinned wheels, fetched by pip, which honours the user's index and proxy and checks each hash."""
+        wheels = self.recipes.wheels
+        missing = {name: pin for name, pin in wheels.items() if not self.store.has(pin.sha256)}
+        if missing:
+            self.progress(f"fetching {len(missing)} wheels")
+            pins = self.work / "requirements.txt"
+            pins.write_text(
+                "".join(
+                    f"{name}=={pin.version} --hash=sha256:{pin.sha256}\n" for name, pin in missing.items()
+                ),
+                encoding="utf-8",
+            )
+            to = self.work / "wheels"
+            self._pip_download(pins, to)
+            for path in sorted(to.glob("*.whl")):
+                target = self.store.blob(resources.sha256_of(path))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(target)
+        return {
+            name: self.store.verified(pin.sha256, f"{name}-{pin.version}.whl") for name, pin in wheels.items()
+        }
+
+    def _pip_download(self, pins: Path, to: Path) -> None:
+        options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes"]
+        options += ["--only-binary=:all:", f"--python-version={self.recipes.minor}"]
+        options += [f"--platform=manylinux_2_{number}_x86_64" for number in _MANYLINUX]
+        options += ["--platform=manylinux2014_x86_64"]
+        process.run(
+            [sys.executable, "-m", "pip", "download", *options, "--dest", to, "--requirement", pins],
+            hint="wheels come from PyPI, or from the mirror that pip's index-url names",
+        )
+
+    def _certificates(self, at: Path, path: Path, version: str, build: str) -> Package:
+        assert self.recipes.certificates is not None
+        root = at / "root"
+        (root / "ssl").mkdir(parents=True)
+        with zipfile.ZipFile(path) as archive:
+            (root / "ssl/cacert.pem").write_bytes(archive.read("certifi/cacert.pem"))
+            licenses = {
+                Path(name).name: archive.read(name)
+                for name in archive.namelist()
+                if ".dist-info/" in name and Path(name).name.startswith("LICEN")
+            }
+        (root / "ssl/cert.pem").symlink_to("cacert.pem")
+        return Package(
+            name="ca-certificates",
+            version=version,
+            build=f"h{build}_0",
+            depends=(),
+            license=self.recipes.certificates.license,
+            root=root,
+            licenses=licenses,
+            summary="Mozilla's certificate authorities, in ssl/cacert.pem",
+        )
+
+
+def kept_package(place: Path) -> Path:
+    """The ``.conda`` that an earlier run left in ``place``, after its bytes were hashed.
+
+    Raises HashMismatch naming it when it is no longer what was made; ``place`` is then set aside, so that the
+    next run makes it anew.
+    """
+    path = next(place.glob("*.conda"))
+    expected = (place / "SHA256").read_text(encoding="utf-8")
+    found = resources.sha256_of(path)
+    if found != expected:
+        aside = place.with_suffix(".corrupt")
+        resources.remove(aside)
+        place.rename(aside)
+        raise HashMismatch(
+            f"{path.name} in the cache",
+            expected=expected,
+            found=found,
+            hint=f"it was set aside in {aside}; run the same command again to make it anew",
+        )
+    return path
+
+
+def _patch(tree: Path, debian: Path, patterns: Iterable[str]) -> list[str]:
+    """Apply those of Debian's patches that the patterns take, in Debian's order; returns their names.
+
+    They are made against a tree that has Debian's other patches too. One that does not apply without them
+    is left out and said.
+    """
+    done = []
+    with tarfile.open(debian) as archive:
+        series = archive.extractfile("debian/patches/series")
+        names = series.read().decode().split("\n") if series else []
+        for name in map(str.strip, names):
+            if name.startswith("#") or not any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
+                continue
+            text = archive.extractfile(f"debian/patches/{name}")
+            assert text is not None
+            command = ["patch", "--strip=1", "--batch", "--forward", "--silent", "--reject-file=-"]
+            command += ["--directory", str(tree)]
+            content = text.read().decode("utf-8", errors="surrogateescape")
+            if process.run([*command, "--dry-run"], input=content, check=False).returncode != 0:
+                log.warn(
+                    f"Debian's {name} does not apply to the original source: this Python goes without it"
+                )
+                continue
+            process.run(command, input=content)
+            done.append(name)
+    return done
+
+
+def _provenance(files: Iterable[RemoteFile]) -> dict[str, object]:
+    return {"sources": [{"name": unquote(file.name), "sha256": file.sha256} for file in files]}
+
+
+def conda_version(debian: str) -> str:
+    """A Debian version as a conda one: epoch and revision gone, ``1.3.dfsg+really1.3.1`` → ``1.3.1``."""
+    upstream = debian.partition(":")[2] or debian
+    upstream = upstream.rpartition("-")[0] or upstream
+    upstream = upstream.rpartition("really")[2]
+    return (
+        re.sub(r"[+~.]?(dfsg|ds|debian|deb\d).*$", "", upstream)
+        .rstrip(".+~")
+        .replace("-", "_")
+        .replace("~", "")
+    )
+
+
+def _version_key(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text))
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
