@@ -1,0 +1,409 @@
+"""The base disk is assembled from exactly the locked packages, boots on BIOS and UEFI, and carries no secret.
+
+Looked at from outside, with the tools of its formats; that it does boot is seen in tests/boot.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from conda_appliance import basedisk, bootstrap, definition, process, resolve, resources, sources
+from conda_appliance.basedisk import ESP_START, ROOT_START, SECTOR
+from conda_appliance.definition import ImageDefinition
+from conda_appliance.errors import BuildError, HashMismatch, UsageError
+from conda_appliance.lock import CondaSection, DebianSection, ImageSection, Lock
+
+DEFINITION = """
+name: base
+version: "1"
+base: {BASE}
+conda:
+  channels: [starter]
+  environments: {{base: {{dependencies: [python]}}}}
+disk: {{size: SIZE}}
+"""
+
+
+def written(folder: Path, base: str, size: str = "2GiB") -> ImageDefinition:
+    path = folder / "base.yaml"
+    path.write_text(
+        DEFINITION.replace("BASE", base).replace("SIZE", size).replace("{{", "{").replace("}}", "}")
+    )
+    return definition.load_image(path)
+
+
+def lock_of(*, debian: DebianSection | None = None, image: ImageSection | None = None) -> Lock:
+    return Lock(
+        name="base",
+        digest="0" * 64,
+        tools={},
+        debian=debian,
+        image=image,
+        conda=CondaSection(virtual_packages=(), environments={}),
+    )
+
+
+@dataclass(frozen=True)
+class Made:
+    """A Debian base, and what can be asked of it."""
+
+    image: ImageDefinition
+    section: DebianSection
+    files: dict[str, Path]
+    disk: basedisk.BaseDisk
+    raw: Path
+
+    @property
+    def file_system(self) -> str:
+        """The root file system as e2fsprogs' programs name one inside a disk."""
+        return f"{self.raw}?offset={ROOT_START * SECTOR}"
+
+    def debugfs(self, request: str) -> str:
+        return process.run(["debugfs", "-R", request, self.file_system]).stdout
+
+    def read(self, path: str) -> str:
+        return self.debugfs(f"cat {path}")
+
+    def names(self, path: str) -> set[str]:
+        """What a folder holds."""
+        lines = self.debugfs(f"ls -p {path}").splitlines()
+        return {line.split("/")[5] for line in lines if line.count("/") >= 6} - {".", ".."}
+
+    def link(self, path: str) -> str:
+        found = re.search(r'Fast link dest: "(.*)"', self.debugfs(f"stat {path}"))
+        assert found, f"{path} is not a link"
+        return found[1]
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Debian 13, resolved from the mirror and made for real; kept in the user's cache, where a build finds it too."""
+    work = tmp_path_factory.mktemp("base")
+    image = written(work, "{debian: trixie, packages: [netcat-openbsd]}")
+    cache = sources.Cache(resources.cache_root())
+    section = resolve.debian_section(image, cache)
+    wanted = [
+        sources.Download(name=p.filename, url=p.url, sha256=p.sha256, size=p.size) for p in section.packages
+    ]
+    sources.fetch(wanted, cache, offline=False, progress=lambda _: None)
+    files = {one.sha256: cache.verified(one.sha256, one.name) for one in wanted}
+    disk = basedisk.make(lock_of(debian=section), image, files, cache=cache.root, progress=lambda _: None)
+    raw = work / "disk.raw"
+    process.run(["qemu-img", "convert", "-O", "raw", disk.path, raw])
+    return Made(image, section, files, disk, raw)
+
+
+# --- what is locked ---------------------------------------------------------------------------------
+
+
+def test_the_lock_names_every_package_with_its_hash(made: Made) -> None:
+    names = {package.name for package in made.section.packages}
+    assert {"libc6", "dpkg", "linux-image-cloud-amd64", "openssh-server", "netcat-openbsd"} <= names
+    assert all(re.fullmatch("[0-9a-f]{64}", package.sha256) for package in made.section.packages)
+    assert made.section.glibc == "2.41"
+
+
+def test_bookworm_resolves_too(tmp_path: Path) -> None:
+    cache = sources.Cache(resources.cache_root())
+    section = resolve.debian_section(written(tmp_path, "{debian: bookworm}"), cache)
+    assert section.glibc == "2.36"
+    assert {"cloud-init", "systemd-resolved"} <= {package.name for package in section.packages}
+
+
+def test_a_package_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    image = written(tmp_path, "{debian: trixie, packages: [no-such-package]}")
+    with pytest.raises(UsageError, match="no-such-package"):
+        resolve.debian_section(image, sources.Cache(resources.cache_root()))
+
+
+# --- the disk ---------------------------------------------------------------------------------------
+
+
+def test_the_disk_has_the_definitions_size(made: Made) -> None:
+    about = json.loads(process.run(["qemu-img", "info", "--output=json", made.disk.path]).stdout)
+    assert (about["format"], about["virtual-size"]) == ("qcow2", 2 << 30)
+
+
+def test_the_partitions_are_for_bios_uefi_and_root(made: Made) -> None:
+    table = json.loads(process.run(["sfdisk", "--json", made.raw]).stdout)["partitiontable"]
+    assert table["label"] == "gpt"
+    assert [(part["start"], part["type"]) for part in table["partitions"]] == [
+        (basedisk.BIOS_START, "21686148-6449-6E6F-744E-656564454649"),
+        (ESP_START, "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"),
+        (ROOT_START, "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709"),
+    ]
+    assert "sfdisk" not in process.run(["sfdisk", "--verify", made.raw]).stderr
+
+
+def test_the_boot_sector_leads_to_grubs_core(made: Made) -> None:
+    with made.raw.open("rb") as file:
+        boot = file.read(SECTOR)
+        file.seek(basedisk.BIOS_START * SECTOR)
+        core = file.read(SECTOR)
+    assert boot[510:] == b"\x55\xaa"
+    assert int.from_bytes(boot[0x5C:0x64], "little") == basedisk.BIOS_START
+    assert int.from_bytes(core[500:508], "little") == basedisk.BIOS_START + 1
+
+
+def test_the_efi_partition_has_grub_where_every_firmware_looks(made: Made) -> None:
+    listing = process.run(["mdir", "-b", "-/", "-i", f"{made.raw}@@{ESP_START * SECTOR}", "::"]).stdout
+    assert "::/EFI/BOOT/BOOTX64.EFI" in listing.split()
+
+
+def test_the_file_system_is_sound_and_fills_its_partition(made: Made) -> None:
+    process.run(["e2fsck", "-fn", made.file_system])
+    about = process.run(["dumpe2fs", "-h", made.file_system]).stdout
+    blocks = int(re.search(r"Block count: +(\d+)", about)[1])  # type: ignore[index]
+    table = json.loads(process.run(["sfdisk", "--json", made.raw]).stdout)["partitiontable"]
+    assert 0 <= table["partitions"][2]["size"] * SECTOR - blocks * 4096 < 1 << 20
+
+
+def test_grub_and_fstab_name_the_file_system_by_its_uuid(made: Made) -> None:
+    uuid = re.search(r"UUID: +(\S+)", process.run(["dumpe2fs", "-h", made.file_system]).stdout)[1]  # type: ignore[index]
+    assert f"root=UUID={uuid} " in made.read("/boot/grub/grub.cfg")
+    assert made.read("/etc/fstab").startswith(f"UUID={uuid} / ext4 ")
+
+
+def test_kernel_upgrades_keep_booting_by_the_links_that_grub_follows(made: Made) -> None:
+    assert "linux /vmlinuz " in made.read("/boot/grub/grub.cfg")
+    assert made.link("/vmlinuz").removeprefix("boot/") in made.names("/boot")
+    assert made.link("/initrd.img").removeprefix("boot/") in made.names("/boot")
+
+
+# --- what is on it ----------------------------------------------------------------------------------
+
+
+def test_the_machine_holds_exactly_the_locked_packages(made: Made) -> None:
+    found = bootstrap.installed(made.read("/var/lib/dpkg/status"))
+    assert found == {(package.name, package.version) for package in made.section.packages}
+
+
+def test_no_account_has_a_password(made: Made) -> None:
+    accounts = [line.split(":") for line in made.read("/etc/shadow").splitlines()]
+    assert "root" in [account[0] for account in accounts]
+    assert [account[0] for account in accounts if account[1][:1] not in ("!", "*")] == []
+
+
+def test_what_must_differ_between_clones_is_not_there_yet(made: Made) -> None:
+    assert "machine-id" in made.names("/etc")
+    assert made.read("/etc/machine-id") == ""
+    assert not [name for name in made.names("/etc/ssh") if name.startswith("ssh_host_")]
+    assert "random-seed" not in made.names("/var/lib/systemd")
+
+
+def test_nothing_of_this_host_is_on_it(made: Made) -> None:
+    assert made.read("/etc/hostname") == "localhost\n"
+    assert made.link("/etc/resolv.conf") == "../run/systemd/resolve/stub-resolv.conf"
+    assert "URIs: http://deb.debian.org/debian\n" in made.read("/etc/apt/sources.list.d/debian.sources")
+    assert "sources.list" not in made.names("/etc/apt")
+    assert str(resources.cache_root()) not in made.read("/var/log/dpkg.log")
+
+
+@pytest.mark.parametrize(
+    "path", ["/boot", "/etc", "/usr", *sorted({*bootstrap.early_files(""), *bootstrap.late_files("", None)})]
+)
+def test_what_we_lay_over_debian_is_roots(made: Made, path: str) -> None:
+    about = made.debugfs(f"stat {path}")
+    assert re.search(r"User: +0 +Group: +0 ", about)
+    assert re.search(r"Mode: +(0755|0644) ", about)
+
+
+def test_it_speaks_utf_8(made: Made) -> None:
+    assert "LANG=C.UTF-8" in made.read("/etc/locale.conf")
+    assert made.link("/etc/default/locale") == "../locale.conf"
+
+
+@pytest.mark.parametrize("unit", bootstrap.MASKED)
+def test_units_that_an_appliance_lacks_are_masked(made: Made, unit: str) -> None:
+    assert made.link(f"/etc/systemd/system/{unit}") == "/dev/null"
+
+
+# --- its place in the cache -------------------------------------------------------------------------
+
+
+def test_it_is_made_once(made: Made) -> None:
+    again = basedisk.make(
+        lock_of(debian=made.section),
+        made.image,
+        made.files,
+        cache=resources.cache_root(),
+        progress=lambda _: None,
+    )
+    assert not again.made
+    assert again.sha256 == resources.sha256_of(again.path)
+
+
+def test_debian_does_not_fit_a_disk_that_is_too_small(tmp_path: Path) -> None:
+    tar = tmp_path / "root.tar"
+    with tar.open("wb") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(UsageError, match=r"disk\.size is 1\.0 GiB, and Debian alone takes 1\.1 GiB"):
+        basedisk._require_room(tar, written(tmp_path, "{debian: trixie}", "1GiB"))
+
+
+def test_owners_modes_and_capabilities_reach_the_file_system(tmp_path: Path) -> None:
+    """As root and, through fakeroot, as anybody."""
+    capability = bytes.fromhex("0100000200200000000000000000000000000000")  # cap_net_raw+ep, version 2
+    tar, raw = tmp_path / "root.tar", tmp_path / "disk.raw"
+    with tarfile.open(tar, "w", format=tarfile.PAX_FORMAT) as archive:
+        one = tarfile.TarInfo("./ping")
+        one.mode, one.uid, one.gid = 0o4750, 1234, 5678
+        one.pax_headers = {"SCHILY.xattr.security.capability": capability.decode("latin-1")}
+        archive.addfile(one)
+    with raw.open("wb") as file:
+        file.truncate(256 << 20)
+    basedisk.root_file_system(raw, tar, tmp_path, "6f1cde62-2b5a-4d0c-9a55-3c2a9b0e9d11")
+    place = f"{raw}?offset={ROOT_START * SECTOR}"
+    about = process.run(["debugfs", "-R", "stat /ping", place]).stdout
+    assert re.search(r"Mode: +04750", about)
+    assert re.search(r"User: +1234 +Group: +5678", about)
+    assert "security.capability" in about
+
+
+# --- cloud images -----------------------------------------------------------------------------------
+
+
+def some_disk(path: Path, form: str, *, size: str = "1G") -> Path:
+    """A disk with a partition table and something in it, as ``form``."""
+    raw = path.with_suffix(".made")
+    with raw.open("wb") as file:
+        file.truncate(64 << 20)
+    process.run(["sfdisk", "--quiet", raw], input="label: gpt\n,\n")
+    process.run(["qemu-img", "resize", "-q", "-f", "raw", raw, size])
+    process.run(["qemu-img", "convert", "-O", form, raw, path])
+    raw.unlink()
+    return path
+
+
+def from_cloud(source: Path, tmp_path: Path, size: str = "2GiB") -> basedisk.BaseDisk:
+    digest = resources.sha256_of(source)
+    image = written(tmp_path, f"{{image: {{url: '{source}', sha256: '{digest}'}}}}", size)
+    return basedisk.make(
+        lock_of(image=ImageSection(url=source.as_uri(), sha256=digest)),
+        image,
+        {digest: source},
+        cache=tmp_path / "cache",
+        progress=lambda _: None,
+    )
+
+
+@pytest.mark.parametrize("form", ["qcow2", "raw"])
+def test_a_cloud_image_becomes_a_disk_of_the_definitions_size(tmp_path: Path, form: str) -> None:
+    source = some_disk(tmp_path / "image", form)
+    before = resources.sha256_of(source)
+    base = from_cloud(source, tmp_path)
+    about = json.loads(process.run(["qemu-img", "info", "--output=json", base.path]).stdout)
+    assert (about["format"], about["virtual-size"]) == ("qcow2", 2 << 30)
+    assert resources.sha256_of(source) == before
+
+
+def test_another_kind_of_image_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="vmdk") as caught:
+        from_cloud(some_disk(tmp_path / "image", "vmdk"), tmp_path)
+    assert "qemu-img convert" in caught.value.hint
+
+
+def test_an_image_that_is_larger_than_the_disk_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"a disk of 3\.0 GiB, larger than disk\.size \(2\.0 GiB\)"):
+        from_cloud(some_disk(tmp_path / "image", "qcow2", size="3G"), tmp_path)
+
+
+def test_an_overlay_is_refused_because_its_content_is_elsewhere(tmp_path: Path) -> None:
+    below = some_disk(tmp_path / "below", "qcow2")
+    overlay = tmp_path / "overlay"
+    process.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", below, overlay])
+    with pytest.raises(UsageError, match="below: give a whole image"):
+        from_cloud(overlay, tmp_path)
+
+
+def test_a_web_page_is_no_disk(tmp_path: Path) -> None:
+    page = tmp_path / "page"
+    page.write_text("<html>404</html>" * 100)
+    with pytest.raises(UsageError, match="is no disk"):
+        from_cloud(page, tmp_path)
+
+
+def test_a_cached_base_with_a_flipped_byte_is_set_aside_and_made_anew(tmp_path: Path) -> None:
+    source = some_disk(tmp_path / "image", "qcow2")
+    base = from_cloud(source, tmp_path)
+    with base.path.open("r+b") as file:
+        file.seek(100_000)
+        byte = file.read(1)
+        file.seek(100_000)
+        file.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(HashMismatch, match=re.escape(str(base.path))):
+        from_cloud(source, tmp_path)
+    again = from_cloud(source, tmp_path)
+    assert again.made
+    assert again.sha256 == base.sha256
+
+
+# --- what a killed run leaves -----------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="without root's rights mmdebstrap mounts nothing on this host")
+def test_a_killed_bootstrap_leaves_no_mount_and_the_hosts_shared_memory_alone(
+    made: Made, tmp_path: Path
+) -> None:
+    ours = Path(f"/dev/shm/conda-appliance-test-{os.getpid()}")
+    ours.write_text("still here")
+    packages = {package.filename: str(made.files[package.sha256]) for package in made.section.packages}
+    (tmp_path / "files.json").write_text(json.dumps(packages))
+    (tmp_path / "lock.json").write_text(made.section.model_dump_json())
+    script = (
+        "import json, os, sys; from pathlib import Path; from conda_appliance import bootstrap, lock, process\n"
+        "from conda_appliance.definition import Base\n"
+        "os.environ[process.MARK] = process.mark(); here = Path(sys.argv[1])\n"
+        "section = lock.DebianSection.model_validate_json((here / 'lock.json').read_text())\n"
+        "names = json.loads((here / 'files.json').read_text())\n"
+        "files = {p.sha256: Path(names[p.filename]) for p in section.packages}\n"
+        "(here / 'work').mkdir()\n"
+        "bootstrap.root_tar(section, Base(debian='trixie', packages=('netcat-openbsd',)), files,\n"
+        "    identity='x', work=here / 'work', progress=lambda line: print(line, flush=True))\n"
+    )
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        run = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=file, stderr=file)
+    try:
+        deadline = time.monotonic() + 300
+        while "installing essential" not in log.read_text():
+            assert run.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, "the bootstrap never came to where it mounts"
+            time.sleep(0.1)
+    finally:
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+    process.reap()
+    assert str(tmp_path) not in Path("/proc/mounts").read_text()
+    resources.remove(tmp_path / "work")
+    assert ours.read_text() == "still here"
+    ours.unlink()
+
+
+def test_other_packages_than_the_locks_are_refused(tmp_path: Path) -> None:
+    status = "Package: extra\nStatus: install ok installed\nVersion: 1\n\n"
+    folder = tmp_path / "var/lib/dpkg"
+    folder.mkdir(parents=True)
+    (folder / "status").write_text(status)
+    tar = tmp_path / "root.tar"
+    process.run(["tar", "-cf", tar, "-C", tmp_path, "./var"])
+    section = DebianSection(suite="trixie", glibc="2.41", packages=())
+    with pytest.raises(BuildError, match="too many extra 1; missing nothing"):
+        bootstrap._require_same(section, tar)
+
+
+def test_the_tools_it_needs_are_told_beforehand(tmp_path: Path) -> None:
+    for tool in basedisk.tools(written(tmp_path, "{debian: trixie}")):
+        assert shutil.which(tool, path="/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"), tool
