@@ -1,0 +1,53 @@
+# Lays the environments down from the payload disc. Reads VOLUME, the disc's label, and ENVIRONMENTS, a line
+# `NAME PREFIX` for each.
+set -eu
+umask 022
+folder=$(mktemp -d /run/payload.XXXXXX)
+finish() {
+    ! mountpoint -q "$folder" || umount "$folder"
+    rmdir "$folder"
+}
+trap finish EXIT
+
+udevadm settle || true
+if ! mount -t iso9660 -o ro "LABEL=$VOLUME" "$folder"; then
+    echo "no disc labelled $VOLUME: is the payload attached to the machine?" >&2
+    exit 1
+fi
+
+# The disc's own list names everything on it: the same list is the same environments.
+stamp=/etc/conda-appliance/payload.sha256
+if ! cmp -s "$folder/SHA256SUMS" "$stamp"; then
+    if ! (cd "$folder" && sha256sum --check --quiet SHA256SUMS) >&2; then
+        echo "the payload disc is damaged: the files named above are not what its SHA256SUMS says" >&2
+        exit 1
+    fi
+    # Paths in it are relative to /. Folders that are there keep their modes, links to folders stay links.
+    tar --extract --file="$folder/environment.tar" --directory=/ --numeric-owner \
+        --no-overwrite-dir --keep-directory-symlink
+    mkdir -p /etc/conda-appliance
+    install -m 0644 "$folder/appliance.lock" /etc/conda-appliance/appliance.lock
+    echo "changed: the environments are unpacked"
+fi
+
+# What activation sets (etc/conda/activate.d), for units, which run no shell: one file for each environment.
+mkdir -p /etc/conda-appliance/environments
+printf '%s' "$ENVIRONMENTS" | while read -r name prefix; do
+    [ -d "$prefix/conda-meta" ] || {
+        echo "the payload disc holds no environment for $prefix" >&2
+        exit 1
+    }
+    file=/etc/conda-appliance/environments/$name.env
+    : >"$file"
+    [ -d "$prefix/etc/conda/activate.d" ] || continue
+    # shellcheck disable=SC2016 # the inner shell is the one to expand it
+    env -i PATH="$prefix/bin:/usr/bin:/bin" CONDA_PREFIX="$prefix" HOME=/ bash -c '
+        before=$(export -p)
+        for script in "$CONDA_PREFIX"/etc/conda/activate.d/*.sh; do . "$script" >&2; done
+        comm -13 <(sort <<<"$before") <(export -p | sort)' |
+        # `declare -x NAME="VALUE"`: a line of an EnvironmentFile once its first words are gone.
+        sed -n 's/^declare -x \([A-Za-z_][A-Za-z0-9_]*=".*"\)$/\1/p' >"$file"
+done
+
+# Last: a run that was cut short begins again.
+cmp -s "$folder/SHA256SUMS" "$stamp" || install -m 0644 "$folder/SHA256SUMS" "$stamp"

@@ -1,0 +1,49 @@
+"""Keys and a host name → the NoCloud disc that cloud-init reads at a machine's first boot.
+
+https://cloudinit.readthedocs.io/en/latest/reference/datasources/nocloud.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from conda_appliance import definition, disc, render, resources
+
+
+def write(
+    to: Path,
+    *,
+    host_name: str,
+    instance_id: str,
+    public_keys: Sequence[str],
+    root_login: bool = False,
+    epoch: int,
+    project: Path | None = None,
+) -> Path:
+    """Write the seed disc ``to`` that lets ``public_keys`` in, and return it.
+
+    They are the default user's (an appliance's administrator); with ``root_login`` they are root's alone.
+    A machine takes a seed once for each ``instance_id``. ``epoch`` stamps the disc, in seconds since 1970.
+    """
+    files = render.seed_files(
+        host_name=host_name,
+        instance_id=instance_id,
+        public_keys=public_keys,
+        root_login=root_login,
+        project=project,
+    )
+    return pack(files, to, epoch=epoch, project=project)
+
+
+def for_build(tree: render.BuildTree, *, epoch: int, project: Path | None = None) -> Path:
+    """Write the seed disc of a build from the files in its ``seed/`` folder."""
+    files = {name: path.read_text(encoding="utf-8") for name, path in tree.seed_sources().items()}
+    return pack(files, tree.seed, epoch=epoch, project=project)
+
+
+def pack(files: Mapping[str, str], to: Path, *, epoch: int, project: Path | None = None) -> Path:
+    """Write the files of a seed as the disc that ``iso/seed.yaml`` describes."""
+    described = definition.load_disc(resources.find("iso/seed.yaml", project))
+    inputs = {name: content.encode() for name, content in files.items()}
+    return disc.write(described, inputs, to, epoch=epoch)
