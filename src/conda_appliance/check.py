@@ -1,0 +1,363 @@
+"""Boots an image on an overlay and runs testinfra over SSH: the shipped checks, then the definition's own.
+
+What comes out, in the report's folder: ``summary.txt``, ``report.json``, ``junit.xml`` (for CI), ``pytest.log``
+and ``console.log``; where a check failed, ``journal.txt`` too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import sys
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+from xml.etree import ElementTree
+
+from conda_appliance import definition as definitions
+from conda_appliance import guest, log, machine, prefix_check, process, resources, seed
+from conda_appliance.definition import ImageDefinition
+from conda_appliance.errors import ApplianceError, CheckFailed, UsageError
+from conda_appliance.lock import Lock
+from conda_appliance.machine import Machine
+from conda_appliance.qemu import Firmware
+
+#: How long a machine's boot may take to finish after SSH answers, and all its checks together, in seconds,
+#: under KVM; longer under emulation (`Accelerator.patience`).
+SETTLE_TIMEOUT = 120.0
+CHECKS_TIMEOUT = 300.0
+
+_HOME = str(Path(__file__).resolve().parents[1])
+
+Outcome = Literal["passed", "failed", "skipped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One check: which (``test_services.py::test_it_answers[hello]``), how it went, its seconds, why it failed."""
+
+    name: str
+    outcome: Outcome
+    seconds: float
+    message: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckReport:
+    """How an image did. ``boot_seconds``: power-on to SSH; ``sha256``: the image's, before and after."""
+
+    image: str
+    sha256: str
+    firmware: Firmware
+    accelerator: str
+    boot_seconds: float
+    seconds: float
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> int:
+        """How many checks passed."""
+        return self._count("passed")
+
+    @property
+    def failed(self) -> int:
+        """How many checks failed."""
+        return self._count("failed")
+
+    @property
+    def skipped(self) -> int:
+        """How many checks did not apply."""
+        return self._count("skipped")
+
+    def _count(self, outcome: Outcome) -> int:
+        return sum(check.outcome == outcome for check in self.checks)
+
+    def text(self) -> str:
+        """The outcome in a line, and what failed, each with the first line of its reason."""
+        lines = [
+            f"{self.image} ({self.firmware}): {self.passed} checks passed, {self.failed} failed, "
+            f"{self.skipped} skipped; SSH after {self.boot_seconds:.0f} s, {self.seconds:.0f} s in all"
+        ]
+        for check in self.checks:
+            if check.outcome == "failed":
+                lines.append(f"  ✗ {check.name}")
+                lines += [f"      {line}" for line in check.message.splitlines()[:6]]
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        counts = {"passed": self.passed, "failed": self.failed, "skipped": self.skipped}
+        return {**dataclasses.asdict(self), **counts}
+
+    def write(self, folder: Path) -> None:
+        """Write ``report.json`` and ``summary.txt``."""
+        (folder / "report.json").write_text(json.dumps(self.as_dict(), indent=1) + "\n", encoding="utf-8")
+        marks = {"passed": "ok", "failed": "FAILED", "skipped": "skipped"}
+        lines = [f"{marks[one.outcome]:8}{one.seconds:6.1f} s  {one.name}" for one in self.checks]
+        text = "\n".join([self.text(), "", *lines, "", f"machine: {self.accelerator}", ""])
+        (folder / "summary.txt").write_text(text, encoding="utf-8")
+
+
+def run(
+    image: Path,
+    definition: ImageDefinition,
+    lock: Lock,
+    *,
+    definition_folder: Path,
+    work: Path,
+    report: Path,
+    step: log.Step,
+    firmware: str | None = None,
+    memory: int | None = None,
+) -> CheckReport:
+    """Boot ``image`` and check it; ``work`` is scratch, ``report`` gets the files named above.
+
+    ``firmware``: else the first that the definition names; ``memory`` in bytes, else 1 GiB.
+    Failed checks are in the report. Raises CheckFailed when the machine cannot be reached, powers off in the
+    middle, or when the image's own bytes changed; UsageError when a check's path is gone.
+    """
+    started = time.monotonic()
+    for folder in (work, report):
+        folder.mkdir(parents=True, exist_ok=True)
+    tests = _collect(definition, definition_folder, work / "checks")
+    step.update("hashing the image")
+    before = resources.sha256_of(image)
+    how = cast(Firmware, firmware or definition.disk.firmware[0])
+    key = machine.new_key(work)
+    instance = f"check-{uuid.uuid4()}"
+    public = key.with_suffix(".pub").read_text(encoding="utf-8").strip()
+    disc = seed.write(
+        work / "seed.iso",
+        host_name=definition.name,
+        instance_id=instance,
+        public_keys=[public],
+        epoch=int(time.time()),
+    )
+    with machine.boot(
+        image,
+        work=work,
+        firmware=how,
+        seed=disc,
+        memory_mib=(memory or 1 << 30) >> 20,
+        forwards=[service.port for service in definition.services if service.port],
+        name=definition.name,
+    ) as running:
+        try:
+            boot_seconds = _reach(running, definition.access.user, key, step)
+            facts = _facts(definition, lock, definition_folder, running, key, instance)
+            checks = [*_run_pytest(facts, tests, running, work, report, step), _power_off(running, step)]
+        except ApplianceError as error:
+            raise CheckFailed(
+                f"{image.name} could not be checked: {error.message}",
+                hint=f"the machine's console: {report / 'console.log'}",
+            ) from error
+        finally:
+            if running.serial_log.exists():
+                shutil.copyfile(running.serial_log, report / "console.log")
+    after = resources.sha256_of(image)
+    if after != before:
+        raise CheckFailed(f"{image} changed while it was checked: SHA-256 {before} before, {after} after")
+    outcome = CheckReport(
+        image=image.name,
+        sha256=before,
+        firmware=how,
+        accelerator=str(running.accelerator),
+        boot_seconds=round(boot_seconds, 1),
+        seconds=round(time.monotonic() - started, 1),
+        checks=tuple(checks),
+    )
+    outcome.write(report)
+    return outcome
+
+
+def _collect(definition: ImageDefinition, folder: Path, to: Path) -> Path:
+    """The shipped checks and the definition's own, side by side in a folder of their own.
+
+    There no ``conftest.py``, ``pytest.ini`` or ``pyproject.toml`` of a folder above reaches them.
+    """
+    sources = [("shipped", resources.find("tests/guest"))]
+    for number, name in enumerate(definition.checks, start=1):
+        sources.append((f"own{number}", folder / Path(name).expanduser()))
+    for name, source in sources:
+        if source.is_dir():
+            shutil.copytree(source, to / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif source.is_file():
+            (to / name).mkdir(parents=True)
+            shutil.copy2(source, to / name / source.name)
+        else:
+            raise UsageError(f"the checks {source} are not there", hint="see `checks` in the definition")
+    (to / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
+    return to
+
+
+def _reach(running: Machine, user: str, key: Path, step: log.Step) -> float:
+    """Wait for SSH, then until the boot has come to its end; returns the seconds from power-on to SSH."""
+    seconds = running.wait_for_ssh(user, key, progress=step.update)
+    step.update(f"SSH after {seconds:.0f} s; waiting for the boot to finish")
+    # Both only wait here. How the boot ended ("degraded") is a check, which can say what failed.
+    wait = (
+        "systemctl is-system-running --wait; ! command -v cloud-init >/dev/null || cloud-init status --wait"
+    )
+    running.run(wait, timeout=SETTLE_TIMEOUT * running.accelerator.patience, check=False)
+    return seconds
+
+
+def _facts(
+    definition: ImageDefinition, lock: Lock, folder: Path, running: Machine, key: Path, instance: str
+) -> guest.Appliance:
+    """What the checks should know."""
+    environments = [
+        guest.Environment(
+            name=name,
+            prefix=section.prefix,
+            requested=tuple(spec_name(spec) for spec in section.specs),
+            has_python=any(package.name == "python" for package in section.packages),
+        )
+        for name, section in lock.conda.environments.items()
+    ]
+    services = [
+        guest.Service(
+            name=service.name,
+            environment=service.environment,
+            port=service.port,
+            path=service.path,
+            forwarded=running.forwards.get(service.port or 0),
+        )
+        for service in definition.services
+    ]
+    allowed = [key.with_suffix(".pub").read_text(encoding="utf-8").strip()]
+    for one in definition.access.keys:
+        text = one
+        if not definitions.is_public_key(one):
+            text = (folder / Path(one).expanduser()).read_text(encoding="utf-8")
+        allowed += [line.strip() for line in text.splitlines() if definitions.is_public_key(line.strip())]
+    return guest.Appliance(
+        name=definition.name,
+        version=definition.version,
+        user=definition.access.user,
+        prefix=definition.conda.prefix,
+        # The machine cannot reach a folder of the build host.
+        channels=tuple(
+            name
+            for name in definition.conda.channels
+            if name != "starter" and not name.startswith((".", "/", "~"))
+        ),
+        environments=tuple(environments),
+        services=tuple(services),
+        keys=tuple(allowed),
+        ssh_port=running.ssh_port,
+        private_key=str(key),
+        instance=instance,
+        prefix_check=str(Path(prefix_check.__file__).resolve()),
+        patience=running.accelerator.patience,
+    )
+
+
+def spec_name(spec: str) -> str:
+    """The package's name in a match spec: ``conda-forge::numpy >=2`` → ``numpy``."""
+    found = re.match(r"\s*(?:\S+::)?([A-Za-z0-9_.-]+)", spec)
+    return found[1].lower() if found else spec
+
+
+def _run_pytest(
+    facts: guest.Appliance, tests: Path, running: Machine, work: Path, report: Path, step: log.Step
+) -> list[Check]:
+    """Run pytest in a process of its own, with nothing of the user's pytest settings and plugins."""
+    facts.write(work / "appliance.json")
+    config = work / "ssh_config"
+    config.write_text(_ssh_config(facts), encoding="utf-8")
+    argv: list[process.Argument] = [sys.executable, "-m", "pytest", "-v", "--color=no", "--tb=short"]
+    argv += ["-c", tests / "pytest.ini", "--rootdir", tests, "--import-mode=importlib"]
+    argv += ["-p", "testinfra.plugin", "-p", "conda_appliance.guest", "-p", "no:cacheprovider"]
+    argv += ["--hosts=paramiko://machine?timeout=60", "--ssh-config", config]
+    argv += ["--appliance", work / "appliance.json", "--junitxml", report / "junit.xml"]
+    argv += sorted(path for path in tests.iterdir() if path.is_dir())[::-1]  # the shipped ones first
+    finished = 0
+
+    def on_line(line: str) -> None:
+        nonlocal finished
+        match = re.match(r"\S+::(\S.*?) (PASSED|FAILED|SKIPPED|ERROR)\s+\[", line)
+        if match:
+            finished += 1
+            words = one_machine(match[1]).removeprefix("test_").replace("_", " ")
+            step.update(f"{finished} checks, {match[2].lower()}: {words}")
+
+    done = process.run(
+        argv,
+        cwd=tests,
+        env={
+            "PYTEST_ADDOPTS": "",
+            "PYTEST_PLUGINS": "",
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            # The child finds this package where we were found.
+            "PYTHONPATH": os.pathsep.join([_HOME, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        },
+        timeout=CHECKS_TIMEOUT * running.accelerator.patience,
+        check=False,
+        on_line=on_line,
+    )
+    (report / "pytest.log").write_text(done.stdout, encoding="utf-8")
+    if done.returncode not in (0, 1):  # 2 interrupted, 3 internal error, 4 usage, 5 nothing collected
+        last = "\n".join(done.stdout.strip().splitlines()[-20:])
+        raise CheckFailed(f"the checks could not be run (pytest ended with {done.returncode}):\n{last}")
+    if done.returncode == 1:
+        journal = running.run("sudo -n journalctl -b --no-pager -o short-monotonic", check=False)
+        (report / "journal.txt").write_text(journal.stdout, encoding="utf-8")
+    return read_junit((report / "junit.xml").read_text(encoding="utf-8"))
+
+
+def _ssh_config(facts: guest.Appliance) -> str:
+    """What testinfra's paramiko is told. The port is our own QEMU's: whose host key it is needs no proof."""
+    return (
+        f"Host machine\n  HostName 127.0.0.1\n  Port {facts.ssh_port}\n  User {facts.user}\n"
+        f'  IdentityFile "{facts.private_key}"\n  StrictHostKeyChecking no\n'
+    )
+
+
+def _power_off(running: Machine, step: log.Step) -> Check:
+    """The last check: a machine whose power button is pressed shuts down in order."""
+    step.update("pressing the power button")
+    started = time.monotonic()
+    clean = running.shut_down()
+    return Check(
+        name="machine::powers_off_when_its_button_is_pressed",
+        outcome="passed" if clean else "failed",
+        seconds=round(time.monotonic() - started, 1),
+        message="" if clean else "it was still running when its time was over, and was switched off",
+    )
+
+
+def one_machine(name: str) -> str:
+    """``test_it_answers[hello-paramiko://machine]`` → ``test_it_answers[hello]``: there is only one machine."""
+    plain, _, parameters = name.partition("[")
+    rest = re.sub(r"-?paramiko://machine-?", "", parameters.removesuffix("]"))
+    return f"{plain}[{rest}]" if rest else plain
+
+
+def read_junit(text: str) -> list[Check]:
+    """The checks of a JUnit report that pytest wrote."""
+    checks = []
+    for case in ElementTree.fromstring(text).iter("testcase"):  # noqa: S314  (our own child wrote it)
+        module = case.get("classname", "").split(".")[-1]
+        bad = [child for child in case if child.tag in ("failure", "error")]
+        outcome: Outcome = "failed" if bad else "skipped" if case.find("skipped") is not None else "passed"
+        checks.append(
+            Check(
+                name=f"{module}.py::{one_machine(case.get('name', ''))}",
+                outcome=outcome,
+                seconds=round(float(case.get("time", "0")), 1),
+                message=_reason(bad[0].get("message", "")) if bad else "",
+            )
+        )
+    return checks
+
+
+def _reason(message: str) -> str:
+    """What failed, without pytest's word for it."""
+    return message.removeprefix("AssertionError: ").strip()

@@ -1,0 +1,212 @@
+"""How QEMU is spoken to: its command line for a machine of ours, its firmware, and QMP, its control protocol."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from conda_appliance import process
+from conda_appliance.accelerator import Accelerator
+from conda_appliance.errors import BuildError, ToolMissing
+
+Firmware = Literal["bios", "uefi"]
+
+#: Where distributions keep OVMF, the UEFI firmware for QEMU: (code, variables), Debian's first.
+OVMF = (
+    ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
+    ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
+    ("/usr/share/edk2/x64/OVMF_CODE.4m.fd", "/usr/share/edk2/x64/OVMF_VARS.4m.fd"),
+    ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),
+)
+
+#: The files of a running machine, named from its work folder (QEMU is started there).
+OVERLAY = "overlay.qcow2"
+VARIABLES = "uefi-variables.fd"
+CONSOLE = "console.log"
+CONTROL = "qmp.sock"
+LOG = "qemu.log"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forward:
+    """A TCP port of the guest on 127.0.0.1 of the host; ``host`` 0 lets the kernel pick a free one."""
+
+    guest: int
+    host: int = 0
+
+
+def ovmf() -> tuple[Path, Path]:
+    """OVMF's code and its empty variables. Raises ToolMissing when the host has none."""
+    for code, variables in OVMF:
+        if Path(code).is_file() and Path(variables).is_file():
+            return Path(code), Path(variables)
+    raise ToolMissing(
+        "there is no UEFI firmware for QEMU (OVMF), and this machine boots with it",
+        hint="apt-get install ovmf",
+    )
+
+
+def disk_format(image: Path) -> Literal["qcow2", "raw"]:
+    """``qcow2`` by its magic number, else ``raw``."""
+    with image.open("rb") as file:
+        return "qcow2" if file.read(4) == b"QFI\xfb" else "raw"
+
+
+def make_overlay(image: Path, folder: Path) -> None:
+    """An empty qcow2 on top of ``image``: the machine writes there, and ``image`` stays as it is."""
+    below = ["-F", disk_format(image), "-b", os.fspath(image.resolve())]
+    process.run(["qemu-img", "create", "-q", "-f", "qcow2", *below, os.fspath(folder / OVERLAY)])
+
+
+def arguments(
+    *,
+    name: str,
+    accelerator: Accelerator,
+    firmware: Firmware,
+    memory_mib: int,
+    cpus: int,
+    forwards: Sequence[Forward],
+    seed: Path | None = None,
+    code: Path | None = None,
+) -> list[str]:
+    """QEMU's command line for a machine whose files lie in the current folder.
+
+    No default devices: each one costs the guest's udev time, which is what a boot under emulation spends most
+    on. ``code`` is OVMF's, with ``firmware="uefi"``. No window, no VNC; ports on 127.0.0.1 only.
+    """
+    argv = ["qemu-system-x86_64", "-name", quoted(name), "-nodefaults", "-no-user-config", "-display", "none"]
+    argv += ["-machine", "q35,sata=off,smbus=off,usb=off,vmport=off", *accelerator.arguments]
+    argv += ["-smp", str(cpus), "-m", str(memory_mib), "-rtc", "base=utc", "-boot", "menu=off"]
+    if firmware == "uefi":
+        assert code is not None
+        argv += ["-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={quoted(os.fspath(code))}"]
+        argv += ["-drive", f"if=pflash,unit=1,format=raw,file={VARIABLES}"]
+    # What an overlay holds is thrown away: no need to wait until the host's disk has it.
+    argv += ["-drive", f"if=none,id=disk,format=qcow2,cache=unsafe,discard=unmap,file={OVERLAY}"]
+    argv += ["-device", "virtio-blk-pci,drive=disk,bootindex=1"]
+    if seed is not None:
+        place = quoted(os.fspath(seed.resolve()))
+        argv += ["-drive", f"if=none,id=seed,format=raw,readonly=on,file={place}"]
+        argv += ["-device", "virtio-blk-pci,drive=seed"]
+    rules = "".join(f",hostfwd=tcp:127.0.0.1:{one.host}-:{one.guest}" for one in forwards)
+    argv += ["-netdev", f"user,id=net{rules}", "-device", "virtio-net-pci,netdev=net,romfile="]
+    argv += ["-device", "virtio-rng-pci"]
+    argv += ["-chardev", f"file,id=console,path={CONSOLE}", "-serial", "chardev:console"]
+    argv += [
+        "-chardev",
+        f"socket,id=control,path={CONTROL},server=on,wait=off",
+        "-mon",
+        "chardev=control,mode=control",
+    ]
+    return argv
+
+
+def quoted(value: str) -> str:
+    """``value`` inside a QEMU option, where a comma ends a value and two are one."""
+    return value.replace(",", ",,")
+
+
+def prepare(image: Path, folder: Path, firmware: Firmware) -> Path | None:
+    """Make the files of a machine in ``folder``; returns OVMF's code where the machine needs it."""
+    make_overlay(image, folder)
+    if firmware == "bios":
+        return None
+    code, variables = ovmf()
+    shutil.copyfile(variables, folder / VARIABLES)
+    return code
+
+
+def forwarded(usernet: str) -> dict[int, int]:
+    """Guest port → host port, from the text of the monitor's ``info usernet``."""
+    found = re.findall(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+(\d+)", usernet)
+    return {int(guest): int(host) for host, guest in found}
+
+
+class Control:
+    """A QMP connection (docs/interop/qmp-spec in QEMU's source): a JSON object a line, answers in order."""
+
+    def __init__(self, folder: Path, *, deadline: float = 20.0) -> None:
+        """Connect to the machine whose files lie in ``folder``; raises OSError until QEMU listens there."""
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(deadline)
+        # A socket's path has 108 bytes at most; one through the folder's descriptor is always short.
+        at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self._socket.connect(f"/proc/self/fd/{at}/{CONTROL}")
+            self._lines = self._socket.makefile("rb")
+            self._read()  # the greeting: QEMU is up, its network and its ports too
+            self.execute("qmp_capabilities")
+        except BaseException:
+            self._socket.close()
+            raise
+        finally:
+            os.close(at)
+
+    def execute(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        """Run a QMP command and return its answer. Raises BuildError when QEMU refuses, OSError when it died."""
+        request = {"execute": command, "arguments": dict(arguments or {})}
+        self._socket.sendall(json.dumps(request).encode() + b"\n")
+        while True:
+            answer = self._read()
+            if "error" in answer:
+                raise BuildError(f"QEMU refused {command}: {answer['error'].get('desc')}")
+            if "return" in answer:
+                return answer["return"]
+
+    def monitor(self, line: str) -> str:
+        """Run a command of the human monitor, such as ``info usernet``."""
+        return str(self.execute("human-monitor-command", {"command-line": line}))
+
+    def close(self) -> None:
+        """Hang up; the machine runs on."""
+        with suppress(OSError):
+            self._lines.close()
+            self._socket.close()
+
+    def _read(self) -> dict[str, Any]:
+        line = self._lines.readline()
+        if not line:
+            raise ConnectionResetError("QEMU closed its control connection")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def connect(folder: Path, alive: Callable[[], bool], *, patience: float = 20.0) -> Control | None:
+    """The control connection of a QEMU just started; none when it died first (``alive()`` is then false)."""
+    deadline = time.monotonic() + patience
+    while alive():
+        try:
+            return Control(folder)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise BuildError(
+                    f"QEMU runs, but has not answered on {folder / CONTROL} within {patience:.0f} s",
+                    hint=f"see {folder / LOG}",
+                ) from None
+            time.sleep(0.05)
+    return None
+
+
+#: ANSI escape sequences and other control characters, which firmware and systemd write to a console.
+_CONTROLS = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[@-_c]|[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def tail(log: Path, lines: int = 30) -> list[str]:
+    """The last lines of a console's log that have something on them, without colours and cursor movements."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 65536))
+            raw = file.read().decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    text = _CONTROLS.sub("", raw.replace("\r\n", "\n").replace("\r", "\n"))
+    return [line.rstrip()[:240] for line in text.splitlines() if line.strip()][-lines:]
