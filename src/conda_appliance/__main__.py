@@ -1,0 +1,5 @@
+"""``python -m conda_appliance``."""
+
+from conda_appliance.cli import entry_point
+
+entry_point()

@@ -1,0 +1,240 @@
+"""A definition → its lock, and a lock → verified files in the cache.
+
+Packages of a channel that is a folder (the starter channel too) stand in the lock as
+``CHANNEL/SUBDIR/FILE``, so that a lock names no path of the machine that wrote it.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import conda_appliance
+from conda_appliance import bootstrap, channel, conda, definition, resources, sources
+from conda_appliance.apt import Apt
+from conda_appliance.definition import ImageDefinition
+from conda_appliance.errors import LockError, UsageError
+from conda_appliance.lock import (
+    CondaPackage,
+    CondaSection,
+    DebianPackage,
+    DebianSection,
+    EnvironmentSection,
+    ImageSection,
+    Lock,
+)
+
+#: The channel that conda-appliance builds itself, from PyPI and Debian alone.
+STARTER = "starter"
+
+#: The glibc of a cloud image that does not say it: Debian 12's, the oldest that is still supported here.
+OLDEST_GLIBC = "2.36"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Every file a build reads, verified: SHA-256 → path."""
+
+    files: Mapping[str, Path]
+
+
+def channels(
+    image: ImageDefinition,
+    path: Path,
+    cache: sources.Cache,
+    progress: Callable[[str], None],
+    *,
+    refresh: bool = False,
+) -> tuple[conda.Channel, ...]:
+    """The definition's channels with their URLs; those of recipes are built now if they are not yet.
+
+    ``refresh``: they take what is newest in Debian.
+    """
+    found = []
+    for name in image.conda.channels:
+        if name == STARTER:
+            recipes = resources.find("channel", project(path))
+            folder = channel.build(recipes, cache.root, on_progress=progress, refresh=refresh)
+            found.append(conda.Channel(name=name, url=folder.as_uri()))
+        elif is_local(name):
+            folder = (path.resolve().parent / Path(name).expanduser()).resolve()
+            if (folder / "channel.yaml").is_file():
+                folder = channel.build(folder, cache.root, on_progress=progress, refresh=refresh)
+            if not list(folder.glob("*/repodata.json*")):
+                raise UsageError(
+                    f"the channel {name} ({folder}) has no repodata.json in linux-64/ or noarch/",
+                    hint="a channel is a folder as conda-index, rattler-index or conda-build leave it, "
+                    "or one of recipes with a channel.yaml",
+                )
+            found.append(conda.Channel(name=name, url=folder.as_uri()))
+        else:
+            found.append(conda.Channel(name=name, url=conda.channel_url(name)))
+    return tuple(found)
+
+
+def is_local(name: str) -> bool:
+    """Whether a channel is a folder of this machine."""
+    return name == STARTER or name.startswith((".", "/", "~"))
+
+
+def project(path: Path) -> Path:
+    """The folder whose ``templates/``, ``playbooks/`` and so on go before the shipped ones.
+
+    A definition in ``images/`` belongs to the folder above it, any other to its own.
+    """
+    folder = path.resolve().parent
+    return folder.parent if folder.name == "images" else folder
+
+
+def resolve(
+    image: ImageDefinition,
+    path: Path,
+    cache: sources.Cache,
+    progress: Callable[[str], None],
+    *,
+    refresh: bool = False,
+) -> Lock:
+    """Ask apt and the channels what the definition means today. Needs the network.
+
+    ``refresh``: the starter channel is asked for newer packages too.
+    """
+    debian, base_image, glibc = None, None, image.conda.glibc
+    if image.base.debian is not None:
+        progress(f"Debian {image.base.debian}: reading the signed index")
+        debian = debian_section(image, cache)
+        glibc = glibc or debian.glibc
+    elif image.base.image is not None:
+        url = image.base.image.url
+        if "://" not in url:
+            url = (path.resolve().parent / Path(url).expanduser()).resolve().as_uri()
+        base_image = ImageSection(url=url, sha256=image.base.image.sha256)
+    places = channels(image, path, cache, progress, refresh=refresh)
+    local = {place.url: place.name for place in places if is_local(place.name)}
+    environments = {}
+    virtual: tuple[str, ...] = ()
+    for name, environment in image.conda.environments.items():
+        progress(f"solving the environment {name}")
+        specs = conda.read_specs(environment, path.resolve().parent)
+        packages, virtual = conda.solve(specs, places, glibc=glibc or OLDEST_GLIBC)
+        environments[name] = EnvironmentSection(
+            prefix=prefix_of(image, name),
+            specs=specs,
+            packages=tuple(_portable(package, local) for package in packages),
+        )
+    return Lock(
+        name=image.name,
+        digest=definition.lock_digest(path, image),
+        tools={
+            "conda-appliance": conda_appliance.__version__,
+            "py-rattler": metadata.version("py-rattler"),
+            "python": platform.python_version(),
+        },
+        debian=debian,
+        image=base_image,
+        conda=CondaSection(virtual_packages=virtual, environments=environments),
+    )
+
+
+def debian_section(image: ImageDefinition, cache: sources.Cache) -> DebianSection:
+    """Every package of the machine, as the suite's signed index names them today."""
+    suite = image.base.debian
+    assert suite is not None
+    with resources.work_folder(cache.root / "apt", suite) as state:
+        apt = Apt(suite, state=state, mirror=image.base.mirror)
+        apt.update()
+        files = apt.resolve([*bootstrap.PACKAGES, *image.base.packages])
+    packages = []
+    for file in files:
+        name, version, architecture = unquote(file.name.removesuffix(".deb")).split("_")
+        packages.append(
+            DebianPackage(
+                name=name,
+                version=version,
+                architecture=architecture,
+                url=file.url,
+                sha256=file.sha256,
+                size=file.size,
+            )
+        )
+    libc = next(package for package in packages if package.name == "libc6")
+    return DebianSection(suite=suite, glibc=libc.version.partition("-")[0], packages=tuple(packages))
+
+
+def prefix_of(image: ImageDefinition, environment: str) -> str:
+    """Where an environment lives on the machine: ``base`` at the prefix, others in its ``envs/``."""
+    prefix = image.conda.prefix
+    return prefix if environment == "base" else f"{prefix}/envs/{environment}"
+
+
+def fetch(
+    lock: Lock,
+    image: ImageDefinition,
+    path: Path,
+    cache: sources.Cache,
+    *,
+    offline: bool,
+    progress: Callable[[str], None],
+) -> Inputs:
+    """Bring every file of the lock into the cache and verify it, whether it was there or not.
+
+    Raises HashMismatch naming the first file whose bytes are not the lock's; LockError with
+    ``offline`` when something is missing.
+    """
+    debian: tuple[sources.Download, ...] = ()
+    if lock.debian is not None:
+        debian = tuple(
+            sources.Download(name=p.filename, url=p.url, sha256=p.sha256, size=p.size)
+            for p in lock.debian.packages
+        )
+    if lock.image is not None:
+        debian = (sources.Download(name="base image", url=lock.image.url, sha256=lock.image.sha256, size=0),)
+    packages = {p.sha256: p for e in lock.conda.environments.values() for p in e.packages}
+    missing_local = [p for p in packages.values() if "://" not in p.url and not cache.has(p.sha256)]
+    places = {}
+    if missing_local:
+        if offline:
+            names = ", ".join(p.filename for p in missing_local[:5])
+            raise LockError(f"--offline, and not in the cache: {names}", hint=f"conda-appliance fetch {path}")
+        places = {place.name: place.url for place in channels(image, path, cache, progress)}
+        _require_in_folders(missing_local, places, path)
+    conda_files = tuple(
+        sources.Download(name=p.filename, url=_absolute(p, places), sha256=p.sha256, size=p.size)
+        for p in packages.values()
+    )
+    wanted = (*debian, *conda_files)
+    sources.fetch(wanted, cache, offline=offline, progress=progress)
+    return Inputs(files={one.sha256: cache.verified(one.sha256, one.name) for one in wanted})
+
+
+def _require_in_folders(packages: Iterable[CondaPackage], places: Mapping[str, str], path: Path) -> None:
+    """Raise LockError naming the packages that are in their folder channels no more, or never were on this host."""
+    gone = [
+        f"{package.channel}/{package.subdir}/{package.filename}"
+        for package in packages
+        if package.channel in places
+        and not Path(unquote(urlsplit(_absolute(package, places)).path)).is_file()
+    ]
+    if gone:
+        more = f" and {len(gone) - 3} more" if len(gone) > 3 else ""
+        raise LockError(
+            f"the lock names what its channel has not got here: {', '.join(gone[:3])}{more}. A channel that a host"
+            " builds has the Debian packages of its day and the work of its own compiler",
+            hint=f"conda-appliance lock --upgrade {path}",
+        )
+
+
+def _portable(package: CondaPackage, local: Mapping[str, str]) -> CondaPackage:
+    for url, name in local.items():
+        if package.url.startswith(f"{url.rstrip('/')}/"):
+            return package.model_copy(update={"url": f"{name}{package.url[len(url.rstrip('/')) :]}"})
+    return package
+
+
+def _absolute(package: CondaPackage, places: Mapping[str, str]) -> str:
+    if "://" in package.url or package.channel not in places:
+        return package.url
+    return f"{places[package.channel].rstrip('/')}/{package.subdir}/{package.filename}"

@@ -1,0 +1,95 @@
+"""``boot`` and ``ssh``: a machine that a person uses.
+
+A running machine is a folder in the cache, ``machines/NAME/``: its key, its known hosts and
+``machine.json``, which says the port and which process owns it. It vanishes with the machine.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from conda_appliance import build, definition, log, machine, process, resources, seed
+from conda_appliance.definition import ImageDefinition
+from conda_appliance.errors import UsageError
+from conda_appliance.qemu import Firmware
+
+_STATE = "machine.json"
+
+
+def boot(image: str, *, out: Path, firmware: str | None, memory: int | None, port: int | None) -> None:
+    """Boot what ``image`` names on an overlay and hold it until the machine ends or Ctrl-C.
+
+    Raises UsageError when the port is taken or a machine of that name runs already.
+    """
+    process.reap()
+    found = build.find_result(image, out)
+    parsed = definition.load_image(found.definition) if found.definition else None
+    user = parsed.access.user if parsed else "admin"
+    machines = resources.cache_root() / "machines"
+    resources.sweep(machines)
+    with resources.work_folder(machines, found.name) as work:
+        key = machine.new_key(work)
+        disc = seed.write(
+            work / "seed.iso",
+            host_name=found.name,
+            instance_id=f"boot-{uuid.uuid4()}",
+            public_keys=[key.with_suffix(".pub").read_text().strip()],
+            epoch=build.epoch(),
+        )
+        with machine.boot(
+            found.disk,
+            work=work,
+            firmware=cast(Firmware, firmware) if firmware else _firmware(parsed),
+            seed=disc,
+            memory_mib=(memory or 1 << 30) >> 20,
+            ssh_port=port,
+            forwards=[service.port for service in parsed.services if service.port] if parsed else [],
+        ) as running:
+            state = {
+                "owner": process.mark(),
+                "port": running.ssh_port,
+                "user": user,
+                "key": str(key),
+                "known_hosts": str(work / "known_hosts"),
+                "log": str(running.serial_log),
+            }
+            (work / _STATE).write_text(json.dumps(state), encoding="utf-8")
+            with log.step(f"Boot {found.name} ({running.accelerator})") as step:
+                running.wait_for_ssh(user, key, progress=step.update)
+            log.info(f"  log in:  conda-appliance ssh {found.name}")
+            log.info(f"           {process.shown(running.ssh_argv(user, key))}")
+            for guest, host in running.forwards.items():
+                log.info(f"  port {guest}: http://127.0.0.1:{host}/")
+            log.info(f"  console: {running.serial_log}")
+            log.info("  Ctrl-C ends it; nothing it wrote is kept")
+            try:
+                running.wait()
+            except KeyboardInterrupt:
+                with log.step("Shut down"):
+                    running.shut_down()
+
+
+def ssh(name: str, command: Sequence[str]) -> int:
+    """Log in to the machine that ``boot`` holds; returns ssh's exit status."""
+    place = resources.cache_root() / "machines" / f"{name}.partial" / _STATE
+    try:
+        state = json.loads(place.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        state = {}
+    if not state or not process.alive(state["owner"]):
+        raise UsageError(f"no machine {name!r} is running", hint=f"conda-appliance boot {name}")
+    argv = machine.ssh_argv(
+        port=state["port"],
+        user=state["user"],
+        key=Path(state["key"]),
+        known_hosts=Path(state["known_hosts"]),
+    )
+    return process.interactive([*argv, *command])
+
+
+def _firmware(parsed: ImageDefinition | None) -> Firmware:
+    return parsed.disk.firmware[0] if parsed else "bios"
