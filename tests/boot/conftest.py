@@ -1,0 +1,84 @@
+"""Boot tests use the program as its users do: through the command line, with the user's own cache."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from conda_appliance import process
+
+ROOT = Path(__file__).parents[2]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(str(item.fspath)).parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.boot)
+
+
+def cli(*words: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `conda-appliance` to its end, in the checkout's top folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "conda_appliance", *map(str, words)],
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def start(*words: str | Path, log: Path, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """Start `conda-appliance` and go on; what it says goes to ``log``."""
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "conda_appliance", *map(str, words)],
+            cwd=ROOT,
+            env={**os.environ, **(env or {})},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+        )
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    """Wait for ``condition``; fail after ``seconds`` saying ``what`` never came."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {seconds:.0f} s: {what}")
+        time.sleep(0.1)
+
+
+def programs_of(pid: int) -> list[str]:
+    """The command lines of all programs that the run ``pid`` started and that still live."""
+    found = []
+    for child, owner in process.marked().items():
+        if owner.startswith(f"{pid}:"):
+            try:
+                words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if words != [b""]:
+                found.append(b" ".join(words).decode(errors="replace"))
+    return found
+
+
+@pytest.fixture(scope="session")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where this session's results land."""
+    return tmp_path_factory.mktemp("out")
+
+
+@pytest.fixture(scope="session")
+def hello(out: Path) -> Path:
+    """images/hello.yaml, locked, built, booted and checked: the folder of its result."""
+    done = cli("build", "--lock", "images/hello.yaml", "--out", out)
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip())
