@@ -1,0 +1,59 @@
+# Two commands: `make quickstart` and `make test`. Both install what they need on a fresh Debian 12 (as root, or with sudo).
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+
+# What the host needs, by Debian's names: Python, then what boots, what makes discs and disks, what compiles the starter channel.
+HOST := python3 python3-venv ca-certificates openssh-client \
+	packer qemu-system-x86 qemu-utils ovmf \
+	mmdebstrap debian-archive-keyring apt-utils dpkg-dev fdisk e2fsprogs dosfstools mtools \
+	grub-common grub-pc-bin grub-efi-amd64-bin xorriso zstd xz-utils \
+	build-essential patchelf
+
+# What only the tests need: another boot loader, for a cloud image that is not ours.
+TEST_HOST := syslinux syslinux-common
+
+.PHONY: help quickstart test check unit host install lint docs clean
+
+help: ## show this
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+
+quickstart: host install ## from a clone to a machine image that booted and passed its checks (images/hello.yaml)
+	$(BIN)/conda-appliance build --lock images/hello.yaml
+
+test: HOST += $(TEST_HOST)
+test: host install lint ## everything: lint, types, unit tests, real tools, real boots
+	$(BIN)/pytest
+
+unit: install ## the tests that need no network, root or VM (seconds)
+	$(BIN)/pytest tests/unit
+
+lint: install ## ruff and mypy --strict
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+docs: install ## write the generated pages and the JSON Schema
+	$(BIN)/conda-appliance schema --markdown > docs/reference/definition.md
+	$(BIN)/conda-appliance schema > docs/reference/definition.schema.json
+
+host: ## install the Debian packages that are missing
+	@missing=$$(for p in $(HOST); do dpkg-query -W -f='$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+	  echo "installing:" $$missing; \
+	  $(SUDO) apt-get update -q && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -q -y --no-install-recommends $$missing; \
+	fi
+
+install: $(BIN)/.installed ## put conda-appliance and its libraries into .venv
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --use-pep517 -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean: ## remove the venv, caches and leftovers; results in out/ stay
+	[ ! -x $(BIN)/conda-appliance ] || $(BIN)/conda-appliance clean
+	rm -rf $(VENV) .mypy_cache .ruff_cache
