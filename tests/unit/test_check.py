@@ -90,7 +90,7 @@ def test_checks_read_the_facts_that_were_written(tmp_path):
         services=(guest.Service(name="web", environment="base", port=80, path="/", forwarded=4711),),
         keys=("ssh-ed25519 AAAA me",),
         ssh_port=2222,
-        private_key="/work/key",
+        private_key="/run/key",
         instance="check-1",
         prefix_check="/src/prefix_check.py",
         patience=5.0,
