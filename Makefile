@@ -10,13 +10,15 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 HOST := python3 python3-venv ca-certificates openssh-client \
 	packer qemu-system-x86 qemu-utils ovmf \
 	mmdebstrap debian-archive-keyring apt-utils dpkg-dev fdisk e2fsprogs dosfstools mtools \
-	grub-common grub-pc-bin grub-efi-amd64-bin xorriso zstd xz-utils \
+	grub-common grub-pc-bin grub-efi-amd64-bin squashfs-tools erofs-utils xorriso zstd xz-utils pigz rpm \
 	build-essential patchelf
 
-# What only the tests need: another boot loader, for a cloud image that is not ours.
-TEST_HOST := syslinux syslinux-common
+# What only the tests need: another boot loader, for a cloud image that is not ours; another shell, and a critic of ours;
+# what reads, unpacks and runs containers; a critic of packages; other readers of discs; what adds and starts Vagrant boxes.
+TEST_HOST := syslinux syslinux-common busybox-static shellcheck skopeo umoci runc lintian genisoimage libarchive-tools p7zip-full \
+	vagrant vagrant-libvirt libvirt-daemon-system libvirt-clients dnsmasq-base iptables iproute2
 
-.PHONY: help quickstart test check unit host install lint docs clean
+.PHONY: help quickstart test check unit host install lint bench docs clean
 
 help: ## show this
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -36,9 +38,13 @@ lint: install ## ruff and mypy --strict
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+bench: host install ## measure ours and other tools making the same machines (hours, as root); bench/results, docs/explanation
+	$(SUDO) $(BIN)/python bench/run.py
+
 docs: install ## write the generated pages and the JSON Schema
 	$(BIN)/conda-appliance schema --markdown > docs/reference/definition.md
 	$(BIN)/conda-appliance schema > docs/reference/definition.schema.json
+	$(BIN)/conda-appliance formats --markdown > docs/reference/formats.md
 
 host: ## install the Debian packages that are missing
 	@missing=$$(for p in $(HOST); do dpkg-query -W -f='$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \

@@ -5,34 +5,70 @@ The map. The number is a module's layer; imports point to lower numbers only (a 
 ============ = ========================================================================================
 errors       0 every error: message, hint, exit code
 log          0 steps and progress; stderr only
+lazy         0 loads a large library when it is first used
 prefix_check 0 checks an environment against its records; standard library only, runs on the machine too
-guest        0 what a check on a booted machine knows: a pytest plugin
+trees        0 what a tree of files holds, as text that can be hashed and compared
+formats      0 all forms that an appliance ships as: one table
+facts        0 what a machine should be, as its checks read it
+hybrid       1 what lets an ISO 9660 disc start a machine, from a CD and from a stick: bytes in and out
+guest        1 what a check on a booted machine knows: a pytest plugin
+conda_child  1 the only rattler, as a process of its own
+boottime     1 how a machine starts: what its console, its service and systemd tell → phases
 process      1 the only place that starts a program; ends what a dead run left
 resources    1 finds data: the user's project first, then what is shipped; the cache; work folders
 accelerator  2 whether KVM really runs a guest here
+ansible      2 how Ansible is started
+device       2 a disk or stick: what it is, what uses it; an image written to it and read back
 definition   2 YAML → ImageDefinition, DiscDefinition; all errors of a file at once
+layers       2 what was made once and is used again, addressed by the hash of all that decided it
 lock         2 Lock and its parts; read, write, compare; pure
+namespace    2 mounts and processes of their own, which end with them; the only mounts
 package      2 conda packages as files: .conda archives and repodata
 apt          2 a suite's signed index → the packages to install, with URL and SHA-256
+diskforms    2 a disk image → the files that hypervisors and clouds take
+vagrant      2 a machine that `vagrant up` started: a way in
 qemu         3 QEMU's command line, firmware and control protocol
 sources      3 the only network: verified downloads into the cache
-conda        3 the only rattler: solve, link a prefix for its final path, verify it
+disctree     3 what a disc will hold: its tree, its SHA256SUMS, its names
+packed       3 trees of files → one read-only file system in a file
+machines     3 a batch of machines, YAML or CSV → what each one's seed disc holds
+conda        3 solve, link a prefix for its final path, verify it
 wheel        3 a wheel of PyPI → a conda package
 render       3 → BuildTree; the only Jinja; StrictUndefined
+manifest     3 manifest.json, SHA256SUMS
+relocation   3 where linked environments name their prefix
 channel      4 a folder of recipes → a channel of real conda packages
-bootstrap    4 locked .debs → a Debian root file system, as a tar file
+bootstrap    4 locked .debs → a Debian root file system
 disc         4 → an ISO 9660 disc; the only pycdlib; clock passed in
-payload      5 conda packages → the linked environments on the payload disc
+disk         4 trees of files → a bootable raw disk: partitions, file systems, boot loaders
+ova          4 a vmdk → an appliance in one file: OVF descriptor, manifest, disk
+installation 4 what linked environments carry to a machine where a shell moves and installs them
+compare      4 what the root file system of a disk image holds
+bootable     5 kernel, initramfs and GRUB for the discs that start a machine
+payload      5 conda packages → the linked environments, as a tree and on the payload disc
 seed         5 keys and a host name → the NoCloud disc that cloud-init reads
-basedisk     5 locked .debs or a cloud image → the disk a build starts from
-resolve      6 definition → Lock; lock → verified files in the cache
-builders/    5 a Protocol; packer.py boots the base and provisions it over SSH
-export       5 disk image → artifacts
+basedisk     5 a Debian root file system or a cloud image → the disk that Packer starts from
 machine      5 Machine: QEMU, serial log, SSH; the only paramiko
+export       5 disk image → artifacts, side by side
+boxes        5 a disk that has Vagrant's user → a Vagrant box
+resolve      5 definition → Lock; lock → verified files in the cache
+payload_disc 6 environments and install.sh → the payload disc for a machine that runs Linux
+containers   6 environments and a service → a container image, in layers
+ospackages   6 environments, files and services → a Debian package and an RPM
+plain        6 environments → a tar for any prefix, and an installer in one file
+userspace_disc 6 environments and mount.sh → the disc that a machine runs them from
+builders/    6 a Protocol; packer.py boots the base, rootfs.py does not; both run the playbook
+catalog      6 the boxes of several versions → the catalog that Vagrant adds and updates from
 check        6 testinfra on a Machine → CheckReport
-manifest     6 manifest.json, SHA256SUMS
+results      6 out/NAME/: finished builds, the latest, what a failure left
+identity     6 a build's id: the hash of everything that decides the image
 build        7 the recipe: definition and lock → out/NAME/ID/
-project      7 init: a commented definition, role and check for a new appliance
+batch        8 several definitions at once
+live_disc    7 a machine's layers → the disc that starts it
+installer_disc 6 a golden image → the disc that installs it
+discs        8 disc: discs made, read, verified, written to a stick
+verify       8 whether a result is what it was, and whether its lock gives the same bytes again
+project      8 init: a commented definition, role and check for a new appliance
 session      8 boot and ssh: a machine that a person uses
 cli          9 verbs, exit codes
 ============ = ========================================================================================

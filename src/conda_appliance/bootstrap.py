@@ -1,4 +1,4 @@
-"""Locked ``.debs`` → a Debian root file system, as a tar file with owners, modes and capabilities.
+"""Locked ``.debs`` → a Debian root file system, with owners, modes and capabilities.
 
 mmdebstrap unpacks and configures exactly the locked packages, from a folder on this host; no network takes part.
 """
@@ -6,21 +6,21 @@ mmdebstrap unpacks and configures exactly the locked packages, from a folder on 
 from __future__ import annotations
 
 import io
-import os
+import json
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from conda_appliance import process, render, resources
+from conda_appliance import layers, process, render, resources
 from conda_appliance.apt import DEFAULT_MIRROR, DEFAULT_SECURITY
 from conda_appliance.definition import Base
 from conda_appliance.errors import BuildError
+from conda_appliance.layers import Layer, Store
 from conda_appliance.lock import DebianSection
 
 #: What every appliance has beside Debian's Essential packages, and why.
 PACKAGES = (
-    "linux-image-cloud-amd64",  # the kernel for virtual machines: a tenth of the modules
     "initramfs-tools",
     "zstd",  # the initramfs' compression
     "systemd-sysv",
@@ -41,6 +41,12 @@ PACKAGES = (
     "apt",
 )
 
+#: … and its kernel, by `Base.kernel`.
+KERNELS = {
+    "cloud": "linux-image-cloud-amd64",  # for virtual machines: a tenth of the modules
+    "generic": "linux-image-amd64",
+}
+
 #: Units that only cost an appliance its start-up, or change it behind its owner's back.
 MASKED = (
     "apt-daily.timer",
@@ -49,26 +55,140 @@ MASKED = (
     "e2scrub_reap.service",
     "systemd-pstore.service",  # crash dumps from hardware that a virtual machine does not have
 )
+#: … and those that a fast start (`boot: fast`) does without: file systems for debugging and tuning a kernel, modules
+#: that are loaded when they are used, what reads settings from a hypervisor or the kernel's command line. Each costs
+#: an emulated machine the start of one or two programs.
+MASKED_FAST = (
+    "cloud-init-hotplugd.socket",
+    "dev-hugepages.mount",
+    "sys-fs-fuse-connections.mount",
+    "sys-kernel-config.mount",
+    "sys-kernel-debug.mount",
+    "sys-kernel-tracing.mount",
+    "modprobe@configfs.service",
+    "modprobe@dm_mod.service",
+    "modprobe@drm.service",
+    "modprobe@efi_pstore.service",
+    "modprobe@fuse.service",
+    "modprobe@loop.service",
+    "proc-sys-fs-binfmt_misc.automount",
+    "systemd-binfmt.service",
+    "systemd-network-generator.service",
+    "systemd-networkd-persistent-storage.service",
+    "systemd-udev-load-credentials.service",
+)
+#: Generators run before all units: those for a disk's other partitions, hibernation, TPMs and one-time commands.
+GENERATORS_OFF = (
+    "systemd-gpt-auto-generator",
+    "systemd-hibernate-resume-generator",
+    "systemd-run-generator",
+    "systemd-tpm2-generator",
+)
+#: What Debian lets all other units wait for, and a fast start does not: each unit with the targets it no longer
+#: holds up. systemd cannot take back an ordering, so such a unit is copied to /etc without it.
+UNHELD = {
+    "cloud-init-local.service": ("sysinit.target", "network-pre.target"),  # see network-settings.service
+    "cloud-init-network.service": ("sysinit.target",),
+    "cloud-init.service": ("sysinit.target",),  # Debian 12's name of it
+    "systemd-resolved.service": ("sysinit.target", "network.target"),
+    "systemd-timesyncd.service": ("sysinit.target", "time-set.target"),
+}
+#: What a fast start leaves for later, as units → their drop-in: what needs the network, or nobody yet, starts after it;
+#: the clock of a machine is its hypervisor's, and what the network says of it can wait for the services; cloud-init
+#: works beside the services, and leaves them the processors that they can use.
+LATER = {
+    ("systemd-logind", "systemd-resolved"): "[Unit]\nAfter=network.target\n",
+    ("systemd-timesyncd",): "[Unit]\nAfter=multi-user.target\n",
+    ("cloud-init-main", "cloud-init-local", "cloud-init", "cloud-config", "cloud-final"): (
+        "[Service]\nCPUWeight=20\n"
+    ),
+}
 ENABLED = ("systemd-networkd", "systemd-resolved", "systemd-timesyncd", "sshd-keygen")
 
 #: Files of packages that stay out: documentation (not the licences), and a registration with binfmt_misc that
 #: costs each boot a service, so that ``.pyc`` files can be run like programs.
 EXCLUDED = ("/usr/share/man/*", "/usr/share/locale/*", "/usr/share/doc/*", "/usr/lib/binfmt.d/python3*")
 INCLUDED = ("/usr/share/doc/*/copyright",)
+#: A fast start's initramfs finds the disk by itself (templates/boot/drivers.j2): udev and what it needs is its half.
+EXCLUDED_FAST = (
+    "/usr/share/initramfs-tools/hooks/udev",
+    "/usr/share/initramfs-tools/scripts/init-top/udev",
+    "/usr/share/initramfs-tools/scripts/init-bottom/udev",
+)
 
-#: The clock of every file that is made here: 2020-01-01.
-EPOCH = "1577836800"
+#: The kernel's options for a fast start: only those security modules that have a policy (attaching a program to the
+#: one of BPF takes systemd seconds without KVM), no tests of timers and ciphers that hypervisors and Debian test, and
+#: no line on the console for each unit unless one fails or is slow.
+OPTIONS_FAST = "lsm=lockdown,landlock,yama,apparmor cryptomgr.notests no_timer_check systemd.show_status=auto"
+
+#: The clock of every file that is made here.
+EPOCH = render.EPOCH
+
+_NAMESPACE = uuid.UUID("6f1cde62-2b5a-4d0c-9a55-3c2a9b0e9d11")
 
 #: What holds a root disk under the hypervisors and clouds that Debian's cloud kernel is for.
 _DISK_DRIVERS = (
     "virtio_pci virtio_mmio virtio_blk virtio_scsi nvme sd_mod sr_mod ahci ata_piix ata_generic "
     "vmw_pvscsi BusLogic mpi3mr hv_vmbus hv_storvsc pci-hyperv xen-blkfront xen-scsifront ext4"
 )
+#: … and in machines that one can touch, for which the generic kernel is: USB, cards, controllers of servers.
+_DISK_DRIVERS_GENERIC = (
+    "usb_storage uas xhci_pci ehci_pci ohci_pci uhci_hcd sdhci_pci sdhci_acpi mmc_block "
+    "megaraid_sas mpt3sas aacraid hpsa smartpqi vmd"
+)
 
 
 def tools() -> tuple[str, ...]:
     """The programs of the host that a bootstrap needs."""
     return ("mmdebstrap", "dpkg-scanpackages", "tar", "unshare")
+
+
+def packages(base: Base) -> list[str]:
+    """The names of the packages that a machine asks for: what they depend on comes with them."""
+    return [KERNELS[base.kernel], *PACKAGES, *base.packages]
+
+
+def disk_drivers(base: Base) -> str:
+    """The kernel's modules that its initramfs may need to reach a disk, space-separated."""
+    return _DISK_DRIVERS if base.kernel == "cloud" else f"{_DISK_DRIVERS} {_DISK_DRIVERS_GENERIC}"
+
+
+def identity_of(section: DebianSection) -> str:
+    """The UUID of the root file system: it follows from what is in it, so two machines of one lock look alike."""
+    return str(uuid.uuid5(_NAMESPACE, json.dumps(section.model_dump(), sort_keys=True)))
+
+
+def system(
+    section: DebianSection,
+    base: Base,
+    files: Mapping[str, Path],
+    *,
+    store: Store,
+    progress: Callable[[str], None],
+) -> Layer:
+    """The root file system of the locked packages as a tree: from the cache, verified, or made now.
+
+    ``files`` are the verified packages by SHA-256. Raises as `root_tar` does.
+    """
+    identity = identity_of(section)
+    parts: layers.Parts = {
+        "suite": section.suite,
+        "packages": {package.name: f"{package.version} {package.sha256}" for package in section.packages},
+        # With what was asked for: apt remembers which of the packages that was (its extended_states).
+        "base": json.dumps(base.model_dump(mode="json"), sort_keys=True),
+        "files": {**early_files(identity, base), **late_files(section.suite, base.mirror, base.boot)},
+        "code": layers.code(__file__),
+    }
+
+    def make(to: Path, work: Path) -> None:
+        progress(f"unpacking {len(section.packages)} packages")
+        tar = root_tar(section, base, files, identity=identity, work=work, progress=progress)
+        to.mkdir()
+        # Devices come from the kernel (devtmpfs), and only the system's own root may make any.
+        flags = ["--numeric-owner", "--xattrs", "--xattrs-include=*", "--exclude=./dev/*"]
+        process.run(["tar", "-xp", *flags, "-f", tar, "-C", to])
+
+    return store.get("system", parts, make, subject=section.suite, progress=progress)
 
 
 def root_tar(
@@ -86,32 +206,37 @@ def root_tar(
     CommandFailed with mmdebstrap's words, BuildError when other packages than the lock's came out.
     """
     tar = work / "root.tar"
-    with _workshop(work) as shop:
-        _repository(section, files, shop / "repository")
-        early = _packed(early_files(identity), shop / "early.tar")
-        late = _packed(late_files(section.suite, base.mirror), shop / "late.tar")
-        command = [
-            "mmdebstrap",
-            "--variant=essential",
-            f"--include={','.join([*PACKAGES, *base.packages])}",
-            "--architectures=amd64",
-            "--dpkgopt=force-unsafe-io",
-            *(f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED),
-            *(f"--dpkgopt=path-include={pattern}" for pattern in INCLUDED),
-            '--aptopt=Apt::Install-Recommends "false"',
-            # Before the kernel's package makes its initramfs.
-            f"--essential-hook=tar-in {early} /",
-            f"--customize-hook=tar-in {late} /",
-            *(f"--customize-hook={line}" for line in _FINISH),
-            section.suite,
-            str(tar),
-            f"deb [trusted=yes] copy:{shop / 'repository'} ./",
-        ]
-        process.run(
-            _private(command),
-            env={"SOURCE_DATE_EPOCH": EPOCH, "TMPDIR": str(shop)},
-            on_line=lambda line: _tell(line, progress),
-        )
+    shop = work / "bootstrap"
+    shop.mkdir()
+    _repository(section, files, shop / "repository")
+    early = _packed(early_files(identity, base), shop / "early.tar")
+    late = _packed(late_files(section.suite, base.mirror, base.boot), shop / "late.tar")
+    command = [
+        "mmdebstrap",
+        "--variant=essential",
+        f"--include={','.join(packages(base))}",
+        "--architectures=amd64",
+        "--skip=cleanup/apt",
+        "--dpkgopt=force-unsafe-io",
+        *(f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED),
+        *(f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED_FAST if base.boot == "fast"),
+        *(f"--dpkgopt=path-include={pattern}" for pattern in INCLUDED),
+        '--aptopt=Apt::Install-Recommends "false"',
+        # Before the kernel's package makes its initramfs.
+        f"--essential-hook=tar-in {early} /",
+        f"--customize-hook=tar-in {late} /",
+        *(f"--customize-hook={line}" for line in [*(_FAST if base.boot == "fast" else ()), *_FINISH]),
+        section.suite,
+        str(tar),
+        f"deb [trusted=yes] copy:{shop / 'repository'} ./",
+    ]
+    process.run(
+        # In mounts of its own, which end with it: mmdebstrap binds the host's /dev/shm and others into the tree. Were
+        # it killed, whoever removes the tree would empty the host's.
+        ["unshare", "--mount", *command],
+        env={"SOURCE_DATE_EPOCH": str(EPOCH), "TMPDIR": str(shop), "TZ": "UTC"},
+        on_line=lambda line: _tell(line, progress),
+    )
     _require_same(section, tar)
     return tar
 
@@ -136,11 +261,34 @@ _FINISH = (
     # Caches that packages made just now are as new as what they were made of: no need to remake them at first boot
     # (systemd-update-done.service(8)).
     'touch "$1"/etc/.updated "$1"/var/.updated',
+    # What apt leaves, taken away here rather than by mmdebstrap: its apt gives these folders to root instead of its own
+    # user wherever that user cannot reach the tree (a cache below a home of mode 0700), which would show in the image.
+    'find "$1"/var/lib/apt/lists "$1"/var/cache/apt -mindepth 1 -delete',
+    'chroot "$1" install -d /var/cache/apt/archives',
+    'chroot "$1" install -d -m 0700 -o _apt -g root /var/lib/apt/lists/partial /var/cache/apt/archives/partial',
 )
 
 
-def early_files(identity: str) -> dict[str, str]:
+_FAST = (
+    f'chroot "$1" systemctl --quiet mask {" ".join(MASKED_FAST)}',
+    'chroot "$1" systemctl --quiet enable network-settings.service',
+    *(
+        f'unit="$1"/usr/lib/systemd/system/{unit}; [ ! -e "$unit" ] || '
+        f'sed -E \'/^Before=/{{s/({"|".join(targets)})//g; /^Before= *$/d}}\' "$unit" >"$1"/etc/systemd/system/{unit}'
+        for unit, targets in UNHELD.items()
+    ),
+)
+
+
+def early_files(identity: str, base: Base) -> dict[str, str]:
     """What the packages find already when they are configured, as path → text."""
+    fast = base.boot == "fast"
+    drivers = render.text("boot/drivers.j2")
+    scripts = {
+        "init-top/conda-appliance": drivers,
+        "local-block/conda-appliance": drivers,
+        "init-bottom/conda-appliance": render.text("boot/hand-over.j2"),
+    }
     return {
         "etc/fstab": f"UUID={identity} / ext4 defaults,errors=remount-ro 0 1\n",
         "etc/initramfs-tools/conf.d/conda-appliance": (
@@ -148,14 +296,28 @@ def early_files(identity: str) -> dict[str, str]:
             "MODULES=list\n"
         ),
         "etc/initramfs-tools/hooks/conda-appliance": render.text(
-            "boot/initramfs-hook.j2", disk_drivers=_DISK_DRIVERS
+            "boot/initramfs-hook.j2", disk_drivers=disk_drivers(base), fast=fast
         ),
-        "boot/grub/grub.cfg": render.text("boot/grub.cfg.j2", uuid=identity),
+        **({f"etc/initramfs-tools/scripts/{name}": text for name, text in scripts.items()} if fast else {}),
+        "boot/grub/grub.cfg": render.text(
+            "boot/grub.cfg.j2", uuid=identity, options=OPTIONS_FAST if fast else ""
+        ),
     }
 
 
-def late_files(suite: str, mirror: str | None) -> dict[str, str]:
+def late_files(suite: str, mirror: str | None, boot: str = "fast") -> dict[str, str]:
     """What is laid over the configured packages, as path → text."""
+    fast = {
+        **{f"etc/systemd/system-generators/{name}": "" for name in GENERATORS_OFF},
+        **{
+            f"etc/systemd/system/{unit}.service.d/appliance.conf": text
+            for units, text in LATER.items()
+            for unit in units
+        },
+        "etc/cloud/cloud.cfg.d/20-conda-appliance-fast.cfg": render.text("boot/cloud-fast.cfg.j2"),
+        "etc/systemd/system/network-settings.service": render.text("boot/network-settings.service.j2"),
+        "usr/lib/conda-appliance/network-settings": render.text("boot/network-settings.j2"),
+    }
     main = mirror if mirror and not mirror.startswith("file:") else DEFAULT_MIRROR
     keyring = "Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n"
     return {
@@ -185,52 +347,19 @@ def late_files(suite: str, mirror: str | None) -> dict[str, str]:
             "# C.UTF-8, which the image has already; a seed may set another.\n"
             "locale: false\n"
         ),
+        **(fast if boot == "fast" else {}),
     }
-
-
-@contextmanager
-def _workshop(work: Path) -> Iterator[Path]:
-    """A folder for mmdebstrap that the users it works as can enter.
-
-    Without root's rights those are the user's subordinate ids, which a private home or cache folder shuts out.
-    """
-    if os.geteuid() == 0:
-        shop = work / "bootstrap"
-        shop.mkdir()
-        yield shop
-        resources.remove(shop)
-        return
-    parent = Path(os.environ.get("TMPDIR", "/tmp")) / f"conda-appliance-{os.geteuid()}"  # noqa: S108
-    parent.mkdir(mode=0o711, exist_ok=True)
-    if parent.stat().st_uid != os.geteuid() or parent.is_symlink():
-        raise BuildError(f"{parent} belongs to somebody else", hint="set TMPDIR to a folder of your own")
-    resources.sweep(parent)
-    with resources.work_folder(parent, work.name.removesuffix(".partial")) as shop:
-        yield shop
-
-
-def _private(command: list[str]) -> list[str]:
-    """``command`` with mounts of its own, which end with it.
-
-    As root, mmdebstrap binds the host's /dev/shm and others into the tree. Were it killed, whoever removes the
-    tree would empty the host's. (Where root may not unshare, in a container, mmdebstrap cannot mount either.)
-    """
-    if os.geteuid() != 0 or process.run(["unshare", "--mount", "true"], check=False).returncode != 0:
-        return command
-    return ["unshare", "--mount", *command]
 
 
 def _repository(section: DebianSection, files: Mapping[str, Path], to: Path) -> None:
     """A folder that apt takes for an archive: the locked packages and an index of them."""
     to.mkdir()
     for package in section.packages:
-        place = to / package.filename
-        if os.geteuid() == 0:
-            place.symlink_to(files[package.sha256])
-        else:
-            # The cache may lie where mmdebstrap's users cannot enter; a second name costs nothing.
-            _link_or_copy(files[package.sha256], place)
-    index = process.run(["dpkg-scanpackages", "--multiversion", "."], cwd=to).stdout
+        (to / package.filename).symlink_to(files[package.sha256])
+    # It unpacks in TMPDIR, and what is killed there stays.
+    index = process.run(
+        ["dpkg-scanpackages", "--multiversion", "."], cwd=to, env={"TMPDIR": str(to.parent)}
+    ).stdout
     packages = to / "Packages"
     packages.write_text(index, encoding="utf-8")
     # mmdebstrap looks for Essential packages in an archive of the suite's name.
@@ -241,21 +370,14 @@ def _repository(section: DebianSection, files: Mapping[str, Path], to: Path) -> 
     )
 
 
-def _link_or_copy(source: Path, to: Path) -> None:
-    try:
-        os.link(source, to)
-    except OSError:
-        to.write_bytes(source.read_bytes())
-
-
 def _packed(files: Mapping[str, str], to: Path) -> Path:
     """``files`` as a tar, with the owners and modes that they have on the machine, whoever makes it."""
     with tarfile.open(to, "w", format=tarfile.PAX_FORMAT) as archive:
         for name, content in files.items():
             data = content.encode()
             one = tarfile.TarInfo(f"./{name}")
-            one.size, one.mtime = len(data), int(EPOCH)
-            one.mode = 0o755 if "/hooks/" in name else 0o644
+            one.size, one.mtime = len(data), EPOCH
+            one.mode = 0o755 if "/hooks/" in name or "/scripts/" in name else 0o644
             one.uname = one.gname = "root"
             archive.addfile(one, io.BytesIO(data))
     return to

@@ -6,47 +6,54 @@ Work happens in ``out/NAME/.ID.partial``, which is renamed when all has passed; 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import conda_appliance
 from conda_appliance import (
-    basedisk,
+    boxes,
     builders,
+    catalog,
+    containers,
     definition,
+    diskforms,
     export,
+    formats,
+    identity,
+    layers,
     lock,
     log,
     machine,
     manifest,
+    namespace,
+    ospackages,
     payload,
+    plain,
     process,
     resolve,
     resources,
-    seed,
+    results,
     sources,
 )
 from conda_appliance import check as checks
-from conda_appliance import render as rendering
-from conda_appliance.builders import packer
+from conda_appliance.boottime import BootTime
 from conda_appliance.definition import ImageDefinition
-from conda_appliance.errors import ApplianceError, CheckFailed, UsageError
+from conda_appliance.errors import CheckFailed, UsageError
+from conda_appliance.installation import Shipment
 
 #: What ``--builder`` may name.
 BUILDERS = tuple(builders.BUILDERS)
 
-#: The clock of everything that is written for a build: 2020-01-01, unless SOURCE_DATE_EPOCH says otherwise.
-DEFAULT_EPOCH = 1577836800
+#: Where the cache keeps its layers.
+LAYERS = "layers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,14 +63,6 @@ class Result:
     folder: Path
     manifest: manifest.Manifest
     made: bool
-
-
-def epoch() -> int:
-    """``SOURCE_DATE_EPOCH`` (https://reproducible-builds.org/specs/source-date-epoch/), else a fixed day."""
-    given = os.environ.get("SOURCE_DATE_EPOCH", "")
-    if given and not given.isdigit():
-        raise UsageError(f"SOURCE_DATE_EPOCH is {given!r}, not a number of seconds")
-    return int(given) if given else DEFAULT_EPOCH
 
 
 def ensure_lock(path: Path, *, upgrade: bool = False) -> tuple[lock.Lock, bool]:
@@ -82,9 +81,9 @@ def ensure_lock(path: Path, *, upgrade: bool = False) -> tuple[lock.Lock, bool]:
     return made, True
 
 
-def fetch(path: Path, *, offline: bool = False) -> resolve.Inputs:
-    """Bring what the lock names into the cache, verified."""
-    image, locked = _read(path)
+def fetch(path: Path, *, offline: bool = False, locked: lock.Lock | None = None) -> resolve.Inputs:
+    """Bring what the lock (the definition's own, or ``locked``) names into the cache, verified."""
+    image, locked = _read(path, locked=locked)
     with _cache() as cache:
         return _fetch(image, locked, path, cache, offline=offline)
 
@@ -93,14 +92,15 @@ def render(path: Path, *, out: Path, to: Path | None, offline: bool) -> Path:
     """Write the files that a build would run, with the discs they name; returns their folder."""
     image, locked = _read(path)
     target = (to or out / image.name / "render").resolve()
-    with _cache() as cache:
-        inputs = _fetch(image, locked, path, cache, offline=offline)
-        base, load = _layers(image, locked, path, cache, inputs)
-        with resources.work_folder(target.parent, f".{target.name}") as work:
-            identity = identify(image, locked, path, image.builder)
-            tree = _tree(image, locked, path, work / "build", base, load, identity)
-            resources.remove(target)
-            tree.folder.rename(target)
+    builder = builders.BUILDERS[image.builder]
+    with _cache() as cache, resources.work_folder(target.parent, f".{target.name}") as work:
+        store = layers.Store(cache.root / LAYERS)
+        job = job_for(
+            image, locked, path, image.builder, store, _fetch(image, locked, path, cache, offline=offline)
+        )
+        tree = builder.render(job, work / "build")
+        resources.remove(target)
+        tree.folder.rename(target)
     return target
 
 
@@ -113,69 +113,84 @@ def build(
     check: bool = True,
     keep_failed: bool = False,
     force: bool = False,
+    explain: bool = False,
+    locked: lock.Lock | None = None,
+    store: layers.Store | None = None,
+    label: str = "",
 ) -> Result:
     """One definition → one image, booted and checked.
 
-    Raises LockError for a stale lock, ToolMissing before any work, BuildError, CheckFailed. Whatever it
-    raises, the last good result stays, and what was kept of this one is said.
+    ``explain`` tells of everything that has to be made what made it new. ``locked`` goes before the definition's own
+    lock, and ``store`` before the cache's layers. ``label`` marks what is said. Raises LockError for a stale lock,
+    ToolMissing before any work, BuildError, CheckFailed. Whatever it raises, the last good result stays, and what was
+    kept of this one is said.
     """
     started = time.monotonic()
-    image, locked = _read(path)
-    chosen = builder or image.builder
-    identity = identify(image, locked, path, chosen)
+    image, locked = _read(path, builder, locked)
+    chosen = builders.BUILDERS[image.builder]
+    build_id = identity.identify(image, locked, path)
     home = out.resolve() / image.name
-    final = home / identity
-    check_digest = digest_of_checks(image, path)
+    final = home / build_id
+    check_digest = identity.digest_of_checks(image, path)
     if final.is_dir() and not force:
-        found = _found(final, image, locked, path, check_digest if check else None)
+        found = _found(final, image, locked, path, check_digest if _checks(image, check=check) else None)
         if found is not None:
             return found
-    _preflight(image, locked, chosen, home)
-    log.timings.clear()
-    with _cache() as cache, _partial(home, identity, keep_failed) as work:
+    _preflight(image, locked, home, check=check)
+    with (
+        log.gathered(label) as gathered,
+        _cache() as cache,
+        results.partial(home, build_id, keep_failed) as work,
+    ):
         inputs = _fetch(image, locked, path, cache, offline=offline)
-        base, load = _layers(image, locked, path, cache, inputs)
-        with log.step("Render the Packer and Ansible files"):
-            tree = _tree(image, locked, path, work / "build", base, load, identity)
-        (work / "logs").mkdir()
-        with log.step(f"Build with {chosen}") as step:
-            disk = builders.BUILDERS[chosen].build(
-                tree, logs=work / "logs", step=step, keep_failed=keep_failed
-            )
-        artifacts = []
-        for form in image.formats:
-            with log.step(f"Export {image.name}.{form}") as step:
-                artifacts.append(export.export(disk.path, form, work / f"{image.name}.{form}"))
-                step.note(resources.size_text(artifacts[-1].size))
-        resources.remove(disk.path.parent)  # Packer refuses a folder that is there, empty or not
-        report = None
-        if check:
-            report = _checked(artifacts[0].path, image, locked, path, work, check_digest)
-        shutil.copy2(lock.path_for(path), work / f"{image.name}.lock")
+        store = store or layers.Store(cache.root / LAYERS, explain=explain)
+        job = job_for(image, locked, path, build_id, store, inputs, keep_failed=keep_failed)
+        artifacts: list[export.Artifact] = []
+        used: dict[str, str] = {}
+        bootable = None
+        if any(map(formats.is_disk, image.formats)):
+            tree = chosen.render(job, work / "build")
+            disk = chosen.build(job, tree, logs=work / "logs")
+            used |= disk.inputs
+            try:
+                artifacts += _exported(disk, job, home, work)
+                artifacts += _boxed(disk, job, home, work)
+                bootable = _bootable(disk, job, artifacts, work) if check else None
+            finally:
+                disk.release()
+        artifacts += _delivered(job, home, work, used)
+        artifacts.sort(key=lambda one: image.formats.index(one.record.format))
+        boots = _checks(image, check=check or image.builder == "packer")
+        accelerator = machine.accelerator().name if boots else None
+        report = _checked(bootable, image, locked, path, work, check_digest) if bootable else None
+        resources.remove(work / "bootable")
+        resources.write(work / f"{image.name}.lock", job.lock_text)
         written = manifest.Manifest(
             name=image.name,
             version=image.version,
             summary=image.summary,
-            id=identity,
+            id=build_id,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            builder=chosen,
-            accelerator=machine.accelerator().name,
-            artifacts=tuple(manifest.artifact_record(one) for one in artifacts),
+            builder=image.builder,
+            accelerator=accelerator,
+            artifacts=tuple(one.record for one in artifacts),
             inputs={
                 "definition": resources.sha256_of(path),
                 "lock": resources.sha256_of(work / f"{image.name}.lock"),
-                "base": base.sha256,
-                "payload": load.sha256,
+                **used,
             },
-            tools=_tools_used(locked, chosen),
+            tools=_tools_used(locked, image),
             packages=manifest.package_counts(locked),
             check=report,
-            steps={timing.title: round(timing.seconds, 2) for timing in log.timings},
+            steps={timing.title: round(timing.seconds, 2) for timing in gathered.timings},
         )
         manifest.write(written, work)
-        _publish(work, final)
+        results.publish(work, final)
+        catalog.refresh(home)
+    store.release()
+    store.keep_within()
     log.info(f"{image.name} {image.version} is ready, {time.monotonic() - started:.0f} s in all:")
-    for line in manifest.summary(written, final, written.steps):
+    for line in manifest.summary(written, final, {} if label else written.steps):
         log.info(line)
     return Result(folder=final, manifest=written, made=True)
 
@@ -184,48 +199,103 @@ def check(
     image: str, *, out: Path, firmware: str | None, memory: int | None, report: Path | None
 ) -> dict[str, Any]:
     """Boot a result on an overlay and run its checks. Raises CheckFailed when one fails."""
-    found = find_result(image, out)
-    if found.definition is None:
-        raise UsageError(
-            f"no definition is known for {image}",
-            hint="name the definition: conda-appliance check images/NAME.yaml",
-        )
-    parsed, locked = _read(found.definition)
+    disk, path = _checkable(image, out)
+    parsed, locked = _read(path)
     target = (report or out / parsed.name / "check").resolve()
-    with resources.work_folder(target.parent, f".{target.name}") as work:
-        try:
-            with log.step(f"Check {found.disk.name}") as step:
-                outcome = checks.run(
-                    found.disk,
-                    parsed,
-                    locked,
-                    definition_folder=found.definition.resolve().parent,
-                    work=work,
-                    report=work / "report",
-                    step=step,
-                    firmware=firmware,
-                    memory=memory,
-                )
-        finally:  # a machine that never answered has left its console there
-            if (work / "report").is_dir():
-                resources.remove(target)
-                (work / "report").rename(target)
-    log.info(f"report: {target}")
+    with _report(target) as work, log.step(f"Check {disk.name}") as step:
+        outcome = checks.run(
+            disk,
+            parsed,
+            locked,
+            definition_folder=path.resolve().parent,
+            work=work,
+            report=work / "report",
+            step=step,
+            firmware=firmware,
+            memory=memory,
+        )
     if outcome.failed:
         raise CheckFailed(outcome.text(), hint=f"less {target}/summary.txt")
     return outcome.as_dict()
 
 
-def clean(out: Path, *, caches: bool, results: bool) -> list[Path]:
-    """Remove what dead runs left and failed builds; with ``caches`` the cache, with ``results`` the results too."""
+def check_vagrant(image: str, name: str, *, out: Path, report: Path | None) -> dict[str, Any]:
+    """Run the checks of a definition on the machine that ``vagrant up`` started. Raises CheckFailed when one fails."""
+    path = results.definition_of(image)
+    parsed, locked = _read(path)
+    target = (report or out / parsed.name / "check").resolve()
+    with _report(target) as work, log.step(f"Check Vagrant's machine {name}".rstrip()) as step:
+        outcome = checks.run_vagrant(
+            name,
+            parsed,
+            locked,
+            definition_folder=path.resolve().parent,
+            work=work,
+            report=work / "report",
+            step=step,
+        )
+        step.note(f"{outcome.passed} checks passed, {outcome.skipped} do not apply")
+    if outcome.failed:
+        raise CheckFailed(outcome.text(), hint=f"less {target}/summary.txt")
+    return outcome.as_dict()
+
+
+def publish(image: str, *, out: Path, to: Path | None, url: str) -> Path:
+    """Put the boxes of a definition's latest result into a folder with a catalog (`catalog.publish`)."""
+    name = definition.load_image(Path(image)).name if Path(image).is_file() else image
+    with log.step(f"Publish the boxes of {name}") as step:
+        made = catalog.publish(out.resolve() / name, (to or out / name / "boxes").resolve(), url)
+        step.note(str(made))
+    return made
+
+
+def boot_time(
+    image: str, *, out: Path, firmware: str | None, memory: int | None, report: Path | None
+) -> BootTime:
+    """Boot a result on an overlay and tell how it starts. Raises CheckFailed when its service does not answer."""
+    disk, path = _checkable(image, out)
+    parsed = definition.load_image(path)
+    target = (report or out / parsed.name / "boot-time").resolve()
+    with _report(target) as work, log.step(f"Measure the start of {disk.name}") as step:
+        return checks.boot_time(
+            disk, parsed, work=work, report=work / "report", step=step, firmware=firmware, memory=memory
+        )
+
+
+def _checkable(image: str, out: Path) -> tuple[Path, Path]:
+    """The disk and the definition of what a person named. Raises UsageError without a definition."""
+    found = results.find(image, out)
+    if found.definition is None:
+        raise UsageError(
+            f"no definition is known for {image}",
+            hint="name the definition: conda-appliance check images/NAME.yaml",
+        )
+    return found.disk, found.definition
+
+
+@contextmanager
+def _report(target: Path) -> Iterator[Path]:
+    """A work folder whose ``report/`` becomes ``target``, also after a failure: its console is there then."""
+    with resources.work_folder(target.parent, f".{target.name}") as work:
+        try:
+            yield work
+        finally:
+            if (work / "report").is_dir():
+                resources.remove(target)
+                (work / "report").rename(target)
+    log.info(f"report: {target}")
+
+
+def clean(out: Path, *, caches: bool, built: bool) -> list[Path]:
+    """Remove what dead runs left and failed builds; with ``caches`` the cache, with ``built`` the results too."""
     removed = []
     process.reap()
-    for home in _homes(out):
+    for home in results.homes(out):
         removed += resources.sweep(home)
         if (home / "failed").exists():
             resources.remove(home / "failed")
             removed.append(home / "failed")
-        if results:
+        if built:
             resources.remove(home)
             removed.append(home)
     root = resources.cache_root()
@@ -237,88 +307,25 @@ def clean(out: Path, *, caches: bool, results: bool) -> list[Path]:
     return removed
 
 
-# --- what a person may name -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """A disk that a person named, and the definition it was built from if that is known."""
-
-    name: str
-    disk: Path
-    definition: Path | None
-
-
-def find_result(image: str, out: Path) -> Found:
-    """What ``image`` means: a definition's file, a name under ``out``, a build's folder, or a disk file."""
-    path = Path(image)
-    if path.is_file() and path.suffix in (".yaml", ".yml"):
-        name = definition.load_image(path).name
-        return Found(name=name, disk=_disk_of(out / name / "latest", image), definition=path)
-    if path.is_file():
-        return Found(name=path.stem, disk=path.resolve(), definition=None)
-    folder = path if (path / manifest.NAME).is_file() else out / image / "latest"
-    disk = _disk_of(folder, image)
-    name = manifest.read(folder).name
-    beside = Path("images") / f"{name}.yaml"
-    return Found(name=name, disk=disk, definition=beside if beside.is_file() else None)
-
-
-def _disk_of(folder: Path, asked: str) -> Path:
-    if not (folder / manifest.NAME).is_file():
-        raise UsageError(
-            f"nothing is built for {asked!r} (looked in {folder})",
-            hint="conda-appliance build FILE, or see --out",
-        )
-    return (folder / manifest.read(folder).artifacts[0].file).resolve()
-
-
-# --- identity ---------------------------------------------------------------------------------------
-
-
-def identify(image: ImageDefinition, locked: lock.Lock, path: Path, builder: str) -> str:
-    """The build's id: 12 hexadecimal digits of the hash of all that decides the image's content.
-
-    The definition (but for its checks and formats' order), the lock, the files it copies, the keys it admits,
-    the playbooks, templates and disc definitions in use, and this program's own code.
-    """
-    folder = path.resolve().parent
-    project = resolve.project(path)
-    decided = image.model_dump(mode="json", exclude={"checks"})
-    parts = {
-        "definition": decided,
-        "builder": builder,
-        "epoch": epoch(),
-        "lock": hashlib.sha256(lock.dump(locked).encode()).hexdigest(),
-        "files": [manifest.tree_digest([folder / Path(item.source).expanduser()]) for item in image.files],
-        "keys": rendering.public_keys(image, folder),
-        "data": {
-            name: manifest.tree_digest([root / name])
-            for name in ("playbooks", "templates", "iso")
-            for root in (resources.shipped(), project)
-            if (root / name).is_dir()
-        },
-        "code": manifest.tree_digest(Path(__file__).parent.rglob("*.py")),
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def digest_of_checks(image: ImageDefinition, path: Path) -> str:
-    """The digest of the checks that a build must pass: the shipped ones and the definition's own."""
-    folder = path.resolve().parent
-    own = [folder / Path(name).expanduser() for name in image.checks]
-    return manifest.tree_digest([resources.find("tests/guest"), *own])
-
-
 # --- steps ------------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> tuple[ImageDefinition, lock.Lock]:
-    """The definition and its fresh lock, or the error that says what to do."""
+def _read(
+    path: Path, builder: str | None = None, locked: lock.Lock | None = None
+) -> tuple[ImageDefinition, lock.Lock]:
+    """The definition (with another builder, if one is named) and its fresh lock, or the error that says what to do."""
     image = definition.load_image(path)
-    locked = lock.read(lock.path_for(path))
+    if builder is not None and builder != image.builder:
+        image = definition.with_builder(path, image, builder)
+    locked = locked or lock.read(lock.path_for(path))
     lock.require_fresh(locked, definition.lock_digest(path, image), path)
     return image, locked
+
+
+def layer_store() -> layers.Store:
+    """The layers of the cache, after what dead runs left has been cleared away."""
+    with _cache() as cache:
+        return layers.Store(cache.root / LAYERS)
 
 
 @contextmanager
@@ -334,27 +341,51 @@ def _cache() -> Iterator[sources.Cache]:
 
 
 def _sweep_cache(root: Path) -> list[Path]:
-    return [path for folder in (root, *sorted(root.glob("*/"))) for path in resources.sweep(folder)]
+    """Remove what dead runs left in the cache: it has folders of folders, and its layers one level more."""
+    folders = (root, *sorted(root.glob("*/")), *sorted((root / LAYERS).glob("*/")))
+    return [path for folder in folders for path in resources.sweep(folder)]
 
 
-def _homes(out: Path) -> list[Path]:
-    """The folders of ``out`` that hold a definition's results, and nothing that is not ours."""
-    return [
-        home
-        for home in sorted(out.glob("*/"))
-        if any((home / name).exists() for name in ("latest", "failed")) or list(home.glob(".*.partial.lock"))
-    ]
-
-
-def _preflight(image: ImageDefinition, locked: lock.Lock, builder: str, home: Path) -> None:
+def _preflight(image: ImageDefinition, locked: lock.Lock, home: Path, *, check: bool) -> None:
     """Everything cheap before the first expensive minute: programs, then space."""
+    builder = builders.BUILDERS[image.builder]
+    if image.base.debian is not None:
+        namespace.require_root()
+    disks = any(map(formats.is_disk, image.formats))
     process.require(
-        *basedisk.tools(image), *builders.BUILDERS[builder].tools(), *export.tools(), *machine.tools()
+        *(builder.tools(image) if disks else ()),
+        *export.tools(image.formats),
+        *(containers.tools(image) if {"oci", "docker-archive"} & {*image.formats} else ()),
+        *(machine.tools() if _checks(image, check=check) else ()),
     )
     home.mkdir(parents=True, exist_ok=True)
     cache = resources.cache_root()
     resources.require_space(cache, 5 * locked.downloads + (1 << 30), "The cache")
     resources.require_space(home, 4 * locked.downloads + (1 << 30), "The build")
+
+
+def job_for(
+    image: ImageDefinition,
+    locked: lock.Lock,
+    path: Path,
+    build_id: str,
+    store: layers.Store,
+    inputs: resolve.Inputs,
+    *,
+    keep_failed: bool = False,
+) -> builders.Job:
+    """What a builder is given, for the definition at ``path`` and what `fetch` brought."""
+    return builders.Job(
+        image=image,
+        lock=locked,
+        folder=path.resolve().parent,
+        project=resolve.project(path),
+        files=inputs.files,
+        store=store,
+        epoch=identity.epoch(),
+        identity=build_id,
+        keep_failed=keep_failed,
+    )
 
 
 def _fetch(
@@ -366,63 +397,179 @@ def _fetch(
     return inputs
 
 
-def _layers(
-    image: ImageDefinition, locked: lock.Lock, path: Path, cache: sources.Cache, inputs: resolve.Inputs
-) -> tuple[basedisk.BaseDisk, payload.Payload]:
-    """The base disk and the payload disc, from the cache where they were made before."""
-    with log.step("Base disk") as step:
-        base = basedisk.make(locked, image, inputs.files, cache=cache.root, progress=step.update)
-        step.note("bootstrapped and assembled" if base.made else "unchanged, from the cache")
-    with log.step("Payload disc") as step:
-        load = payload.make(
-            image,
-            locked,
-            inputs.files,
-            cache=cache.root,
-            epoch=epoch(),
-            project=resolve.project(path),
-            lock_text=lock.dump(locked),
-        )
-        step.note(resources.size_text(load.size))
-    return base, load
+def _checks(image: ImageDefinition, *, check: bool) -> bool:
+    """Whether a build boots what it made: only a disk can be booted."""
+    return check and any(map(formats.is_disk, image.formats))
 
 
-def _tree(
-    image: ImageDefinition,
-    locked: lock.Lock,
-    path: Path,
-    into: Path,
-    base: basedisk.BaseDisk,
-    load: payload.Payload,
-    identity: str,
-) -> rendering.BuildTree:
-    """The build's folder: rendered files, the build's key, the seed disc that admits it."""
-    project = resolve.project(path)
-    tree = rendering.build_tree(
-        image,
-        locked,
-        folder=path.resolve().parent,
-        into=into,
-        inputs=rendering.MachineInputs(
-            base_disk=base.path,
-            base_sha256=base.sha256,
-            payload=load.path,
-            acceleration=machine.accelerator().name,
-            ansible_playbook=packer.ansible_playbook(),
-        ),
-        packer_version=packer.version_numbers(),
-        project=project,
-        identity=identity,
+def _exported(disk: builders.DiskImage, job: builders.Job, home: Path, work: Path) -> list[export.Artifact]:
+    """Every form of the disk that the definition asks for."""
+    forms = formats.of_family("disk", job.image.formats)
+    if not forms:
+        return []
+    named = ", ".join(forms) if len(forms) < 4 else f"{len(forms)} forms"
+    with log.step(f"Export {job.image.name} as {named}") as step:
+        exporter = _exporter(disk, job, home, work / "export")
+        artifacts, taken = exporter.every(forms, work, step.update)
+        for made in artifacts:
+            step.note(f"{made.record.format} {resources.size_text(made.record.size)}")
+        if taken:
+            step.note(f"{', '.join(taken)} unchanged, from an earlier result")
+    return artifacts
+
+
+def _boxed(disk: builders.DiskImage, job: builders.Job, home: Path, work: Path) -> list[export.Artifact]:
+    """Every Vagrant box that the definition asks for: from an earlier result, or made now."""
+    forms = formats.of_family("box", job.image.formats)
+    if not forms:
+        return []
+    assert disk.boxed is not None, "the definition admits boxes where a builder makes their disk"
+    wanted, made = {}, []
+    with log.step(f"Pack {job.image.name} as {', '.join(forms)}") as step:
+        for form in forms:
+            decided = {**boxes.decides(form, job.image, job.project), "epoch": job.epoch}
+            source = layers.digest_of([disk.boxed.key, decided, layers.code(diskforms.__file__)])
+            if there := results.artifact(home, source):
+                made.append(export.take(there, work / _file_name(form, job)))
+                step.note(f"{form} unchanged, from an earlier result")
+            else:
+                wanted[form] = source
+        return [*made, *_boxes(wanted, disk.boxed, job, home, work, step)] if wanted else made
+
+
+def _boxes(
+    sources_of: dict[str, str],
+    boxed: builders.Boxed,
+    job: builders.Job,
+    home: Path,
+    work: Path,
+    step: log.Step,
+) -> list[export.Artifact]:
+    """The boxes of these forms (form → its source), from a disk of their own: it has Vagrant's user."""
+    image, made = job.image, []
+    kinds = sorted({boxes.DISKS[form] for form in sources_of})
+    with resources.work_folder(work, "boxes") as scratch:
+        own = boxed.make(step)
+        try:
+            exported, _ = _exporter(own, job, home, scratch / "export").every(kinds, scratch, step.update)
+        finally:
+            own.release()
+        disks = {one.record.format: one.path for one in exported}
+        for form, source in sources_of.items():
+            step.update(f"packing {form}")
+            disk, to = disks[boxes.DISKS[form]], work / _file_name(form, job)
+            boxes.write(form, disk, to, image, epoch=job.epoch, project=job.project, work=scratch / form)
+            made.append(export.artifact(to, form, size=image.disk.size, source=source))
+            step.note(f"{form} {resources.size_text(made[-1].record.size)}")
+    return made
+
+
+def _file_name(form: str, job: builders.Job) -> str:
+    return formats.file_name(form, name=job.image.name, version=job.image.version)
+
+
+def _exporter(disk: builders.DiskImage, job: builders.Job, home: Path, work: Path) -> export.Exporter:
+    return export.Exporter(
+        image=job.image,
+        disk=disk.path,
+        format=disk.format,
+        key=disk.key,
+        identity=job.identity,
+        inserts=disk.inserts,
+        around=disk.around,
+        store=job.store,
+        epoch=job.epoch,
+        project=job.project,
+        work=work,
+        earlier=lambda source: results.artifact(home, source),
     )
-    seed.for_build(tree, epoch=epoch(), project=project)
-    return tree
+
+
+#: What makes each form that needs no disk, and what decides its bytes.
+_MAKERS = {
+    "tar": (plain.tar, plain.parts),
+    "sh": (plain.installer, plain.parts),
+    "oci": (containers.oci, containers.parts),
+    "docker-archive": (containers.docker, containers.parts),
+    "deb": (ospackages.deb, ospackages.parts),
+    "rpm": (ospackages.rpm, ospackages.parts),
+}
+
+
+def _delivered(job: builders.Job, home: Path, work: Path, used: dict[str, str]) -> list[export.Artifact]:
+    """Every form that is made from the environments alone; what they are is told in ``used``."""
+    forms = [form for form in job.image.formats if form in _MAKERS]
+    if not forms:
+        return []
+    with log.step(f"Pack {job.image.name} as {', '.join(forms)}") as step:
+        linked = payload.environment(
+            job.lock,
+            job.files,
+            store=job.store,
+            epoch=job.epoch,
+            subject=job.image.name,
+            progress=step.update,
+        )
+        used["environment"] = linked.sha256
+        shipment = Shipment(
+            image=job.image,
+            lock=job.lock,
+            linked=linked,
+            archives=job.files,
+            folder=job.folder,
+            project=job.project,
+            store=job.store,
+            epoch=job.epoch,
+        )
+        if {"tar", "sh"} & {*forms}:
+            step.update("finding where the environments name their prefix")
+            _ = shipment.relocations  # once, before several want it at the same time
+        left = list(forms)
+
+        def one(form: str) -> export.Artifact:
+            artifact = _packed(form, shipment, home, work)
+            left.remove(form)
+            step.update(f"still at {', '.join(left)}" if left else "")
+            return artifact
+
+        step.update(f"packing {', '.join(forms)}")
+        made = process.side_by_side(*(partial(one, form) for form in forms), workers=os.cpu_count() or 1)
+        step.note("; ".join(f"{one.record.format} {resources.size_text(one.record.size)}" for one in made))
+    return made
+
+
+def _packed(form: str, shipment: Shipment, home: Path, work: Path) -> export.Artifact:
+    """One form of the environments, copied where an earlier result has it from the same."""
+    make, parts = _MAKERS[form]
+    to = work / formats.file_name(form, name=shipment.image.name, version=shipment.image.version)
+    source = layers.digest_of([form, parts(shipment)])
+    there = results.artifact(home, source)
+    if there:
+        return export.take(there, to)
+    with resources.work_folder(work, form) as scratch:
+        make(shipment, to, scratch)
+    return export.artifact(to, form, size=0, source=source)
+
+
+def _bootable(
+    disk: builders.DiskImage, job: builders.Job, artifacts: list[export.Artifact], work: Path
+) -> Path:
+    """What is booted to be checked: the first artifact that QEMU boots, else the disk in a form that it does."""
+    for one in artifacts:
+        if formats.BY_NAME[one.record.format].qemu:
+            return one.path
+    (work / "bootable").mkdir()
+    plain = job.image.disk.model_copy(update={"compression": "none"})
+    quick = replace(job, image=job.image.model_copy(update={"disk": plain}))
+    made, _ = _exporter(disk, quick, work / "none", work / "export").every(("qcow2",), work / "bootable")
+    return made[0].path
 
 
 def _checked(
     disk: Path, image: ImageDefinition, locked: lock.Lock, path: Path, work: Path, digest: str
 ) -> manifest.CheckRecord:
     """Boot the artifact and check it. Raises CheckFailed with the names of what failed."""
-    with log.step("Boot the image and check it") as step:
+    with machine.slot(), log.step("Boot the image and check it") as step:
         outcome = checks.run(
             disk,
             image,
@@ -455,9 +602,12 @@ def _found(
         log.warn(f"{final} is damaged ({', '.join(bad)}): building it again")
         return None
     if check_digest is not None and (written.check is None or written.check.digest != check_digest):
+        disk = results.bootable(final, written)
+        if disk is None:
+            log.info(f"{final} is there, but no form in it boots here: it is built again for its new checks")
+            return None
         log.info(f"{final} is there; only its checks are new")
-        with _partial(final.parent, final.name, keep_failed=False) as work:
-            disk = final / written.artifacts[0].file
+        with results.partial(final.parent, final.name, keep_failed=False) as work:
             record = _checked(disk, image, locked, path, work, check_digest)
             resources.remove(final / "report")
             (work / "report").rename(final / "report")
@@ -465,70 +615,16 @@ def _found(
         manifest.write(written, final)
         return Result(folder=final, manifest=written, made=True)
     log.info(f"{image.name} {image.version}: nothing changed, nothing to do ({final})")
-    _point_latest(final)
+    results.point_latest(final)
+    catalog.refresh(final.parent)
     return Result(folder=final, manifest=written, made=False)
 
 
-@contextmanager
-def _partial(home: Path, identity: str, keep_failed: bool) -> Iterator[Path]:
-    """The build's work folder. When the build fails its logs and rendered files go to ``failed/``."""
-    for path in resources.sweep(home):
-        log.warn(f"removed what an earlier, killed build left: {path}")
-    with resources.work_folder(home, f".{identity}") as work:
-        try:
-            yield work
-        except BaseException as error:
-            kept = _keep(work, home / "failed", whole=keep_failed or isinstance(error, CheckFailed))
-            if kept and isinstance(error, ApplianceError):
-                # What the message names in the work folder stands in failed/ now.
-                error.message = error.message.replace(str(work), str(home / "failed"))
-                error.hint = error.hint.replace(str(work), str(home / "failed"))
-                error.hint = "\n        ".join(
-                    filter(None, [error.hint, f"kept for you: {home / 'failed'} ({', '.join(kept)})"])
-                )
-            elif kept:
-                log.info(f"kept for you: {home / 'failed'} ({', '.join(kept)})")
-            raise
-
-
-def _keep(work: Path, failed: Path, *, whole: bool) -> list[str]:
-    """Move what explains a failure out of the work folder; returns the names of what was kept."""
-    wanted = [path for path in sorted(work.iterdir()) if whole or path.name in ("logs", "build", "report")]
-    if not wanted:
-        return []
-    resources.remove(failed)
-    failed.mkdir()
-    for path in wanted:
-        path.rename(failed / path.name)
-        if path.name == "build" and not whole:
-            resources.remove(failed / "build" / "disk")
-    return [path.name for path in wanted]
-
-
-def _publish(work: Path, final: Path) -> None:
-    """Put the finished work folder in its place, then move ``latest``."""
-    aside = final.parent / f".{final.name}.replaced"
-    resources.remove(aside)
-    if final.exists():
-        final.rename(aside)
-    work.rename(final)
-    resources.remove(aside)
-    _point_latest(final)
-
-
-def _point_latest(final: Path) -> None:
-    link = final.parent / "latest"
-    temporary = final.parent / f".latest.{os.getpid()}"
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(final.name)
-    temporary.replace(link)
-
-
-def _tools_used(locked: lock.Lock, builder: str) -> dict[str, str]:
+def _tools_used(locked: lock.Lock, image: ImageDefinition) -> dict[str, str]:
     return {
         **locked.tools,
         "ansible-core": metadata.version("ansible-core"),
-        builder: builders.BUILDERS[builder].version(),
+        image.builder: builders.BUILDERS[image.builder].version(),
         "conda-appliance": conda_appliance.__version__,
     }
 

@@ -1,7 +1,8 @@
 """Boots an image on an overlay and runs testinfra over SSH: the shipped checks, then the definition's own.
 
 What comes out, in the report's folder: ``summary.txt``, ``report.json``, ``junit.xml`` (for CI), ``pytest.log``
-and ``console.log``; where a check failed, ``journal.txt`` too.
+and ``console.log``; where a check failed, ``journal.txt`` too. Or measures how an image starts, and checks nothing:
+``boot-time.txt``, ``boot-time.json`` and what came when.
 """
 
 from __future__ import annotations
@@ -10,22 +11,28 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 from xml.etree import ElementTree
 
+from conda_appliance import boottime, log, machine, prefix_check, process, qemu, resources, seed, vagrant
 from conda_appliance import definition as definitions
-from conda_appliance import guest, log, machine, prefix_check, process, resources, seed
+from conda_appliance.boottime import BootTime
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import ApplianceError, CheckFailed, UsageError
+from conda_appliance.facts import Appliance, Environment, Service
 from conda_appliance.lock import Lock
 from conda_appliance.machine import Machine
-from conda_appliance.qemu import Firmware
+from conda_appliance.qemu import Attachment, Firmware
+from conda_appliance.vagrant import Vagrant
 
 #: How long a machine's boot may take to finish after SSH answers, and all its checks together, in seconds,
 #: under KVM; longer under emulation (`Accelerator.patience`).
@@ -49,13 +56,16 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckReport:
-    """How an image did. ``boot_seconds``: power-on to SSH; ``sha256``: the image's, before and after."""
+    """How an image did. ``boot_seconds``: power-on to SSH; ``sha256``: the image's, before and after.
+
+    Of a machine that ran already these, and its ``firmware``, are not known.
+    """
 
     image: str
-    sha256: str
-    firmware: Firmware
+    sha256: str = ""
+    firmware: Firmware | None = None
     accelerator: str
-    boot_seconds: float
+    boot_seconds: float | None = None
     seconds: float
     checks: tuple[Check, ...]
 
@@ -79,9 +89,11 @@ class CheckReport:
 
     def text(self) -> str:
         """The outcome in a line, and what failed, each with the first line of its reason."""
+        firmware = f" ({self.firmware})" if self.firmware else ""
+        reached = "" if self.boot_seconds is None else f"SSH after {self.boot_seconds:.0f} s, "
         lines = [
-            f"{self.image} ({self.firmware}): {self.passed} checks passed, {self.failed} failed, "
-            f"{self.skipped} skipped; SSH after {self.boot_seconds:.0f} s, {self.seconds:.0f} s in all"
+            f"{self.image}{firmware}: {self.passed} checks passed, {self.failed} failed, "
+            f"{self.skipped} skipped; {reached}{self.seconds:.0f} s in all"
         ]
         for check in self.checks:
             if check.outcome == "failed":
@@ -114,10 +126,12 @@ def run(
     step: log.Step,
     firmware: str | None = None,
     memory: int | None = None,
+    attached: Attachment = "disk",
 ) -> CheckReport:
     """Boot ``image`` and check it; ``work`` is scratch, ``report`` gets the files named above.
 
-    ``firmware``: else the first that the definition names; ``memory`` in bytes, else 1 GiB.
+    ``firmware``: else the first that the definition names; ``memory`` in bytes, else 1 GiB; ``attached``: how the
+    machine has ``image``, which may be a live disc.
     Failed checks are in the report. Raises CheckFailed when the machine cannot be reached, powers off in the
     middle, or when the image's own bytes changed; UsageError when a check's path is gone.
     """
@@ -127,29 +141,10 @@ def run(
     tests = _collect(definition, definition_folder, work / "checks")
     step.update("hashing the image")
     before = resources.sha256_of(image)
-    how = cast(Firmware, firmware or definition.disk.firmware[0])
-    key = machine.new_key(work)
-    instance = f"check-{uuid.uuid4()}"
-    public = key.with_suffix(".pub").read_text(encoding="utf-8").strip()
-    disc = seed.write(
-        work / "seed.iso",
-        host_name=definition.name,
-        instance_id=instance,
-        public_keys=[public],
-        epoch=int(time.time()),
-    )
-    with machine.boot(
-        image,
-        work=work,
-        firmware=how,
-        seed=disc,
-        memory_mib=(memory or 1 << 30) >> 20,
-        forwards=[service.port for service in definition.services if service.port],
-        name=definition.name,
-    ) as running:
+    with _power_on(image, definition, work, firmware, memory, attached=attached) as (running, key, instance):
         try:
             boot_seconds = _reach(running, definition.access.user, key, step)
-            facts = _facts(definition, lock, definition_folder, running, key, instance)
+            facts = _facts(definition, lock, definition_folder, running, key, instance=instance)
             checks = [*_run_pytest(facts, tests, running, work, report, step), _power_off(running, step)]
         except ApplianceError as error:
             raise CheckFailed(
@@ -165,7 +160,7 @@ def run(
     outcome = CheckReport(
         image=image.name,
         sha256=before,
-        firmware=how,
+        firmware=_firmware(definition, firmware),
         accelerator=str(running.accelerator),
         boot_seconds=round(boot_seconds, 1),
         seconds=round(time.monotonic() - started, 1),
@@ -173,6 +168,139 @@ def run(
     )
     outcome.write(report)
     return outcome
+
+
+def run_vagrant(
+    name: str,
+    definition: ImageDefinition,
+    lock: Lock,
+    *,
+    definition_folder: Path,
+    work: Path,
+    report: Path,
+    step: log.Step,
+) -> CheckReport:
+    """Check a machine that ``vagrant up`` started from a box of this definition, and leave it running.
+
+    What belongs to a machine's first start alone is skipped. ``name`` and errors: see `vagrant.reach`; else as `run`.
+    """
+    started = time.monotonic()
+    for folder in (work, report):
+        folder.mkdir(parents=True, exist_ok=True)
+    tests = _collect(definition, definition_folder, work / "checks")
+    step.update("asking Vagrant for its way in")
+    ports = [service.port for service in definition.services if service.port]
+    found = machine.accelerator()
+    with vagrant.reach(name, ports, work=work, patience=found.patience) as running:
+        facts = _facts(definition, lock, definition_folder, running, running.key, login=running.user)
+        checks = _run_pytest(facts, tests, running, work, report, step)
+    outcome = CheckReport(
+        image=f"{definition.name} in Vagrant's machine {running.name}",
+        accelerator=str(found),
+        seconds=round(time.monotonic() - started, 1),
+        checks=tuple(checks),
+    )
+    outcome.write(report)
+    return outcome
+
+
+def boot_time(
+    image: Path,
+    definition: ImageDefinition,
+    *,
+    work: Path,
+    report: Path,
+    step: log.Step,
+    firmware: str | None = None,
+    memory: int | None = None,
+) -> BootTime:
+    """Boot ``image`` and tell how it started, until all of it had; ``report`` gets the figures and the console.
+
+    Nobody logs in before the service has answered: under emulation a login takes seconds of the machine's time.
+    Raises CheckFailed when the service does not answer, or the machine cannot be reached.
+    """
+    for folder in (work, report):
+        folder.mkdir(parents=True, exist_ok=True)
+    said = {name: boottime.Transcript() for name in qemu.TAPS}
+    service = next((one for one in definition.services if one.port), None)
+    with _power_on(
+        image, definition, work, firmware, memory, lambda name, at, data: said[name].feed(at, data)
+    ) as (running, key, _instance):
+        try:
+            answered = cpu = None
+            if service and service.port:
+                step.update(f"waiting for {service.name} to answer")
+                asker = boottime.Asker(running.forwards[service.port], service.path, running.started)
+                answered = asker.wait(machine.BOOT_TIMEOUT * running.accelerator.patience)
+                cpu = running.cpu_seconds()
+                if answered is None:
+                    raise CheckFailed(f"{service.name} has not answered on port {service.port}")
+            _reach(running, definition.access.user, key, step)
+            unit = f"{service.name}.service" if service else ""
+            sent = time.monotonic() - running.started
+            first = running.run("cat /proc/uptime").stdout
+            received = time.monotonic() - running.started
+            answers = running.run(f"sudo -n sh -c {shlex.quote(boottime.script(unit))}", check=False)
+            asked = boottime.read_answers(first, answers.stdout, sent=sent, received=received)
+        except ApplianceError as error:
+            raise CheckFailed(
+                f"how {image.name} starts could not be measured: {error.message}",
+                hint=f"the machine's console: {report / 'console.log'}",
+            ) from error
+        finally:
+            if running.serial_log.exists():
+                shutil.copyfile(running.serial_log, report / "console.log")
+    outcome = BootTime(
+        image=image.name,
+        firmware=_firmware(definition, firmware),
+        accelerator=str(running.accelerator),
+        cpus=machine.processors(),
+        service=service.name if service else None,
+        answered=answered,
+        cpu=cpu,
+        asked=asked,
+        phases=boottime.phases(said["firmware"], said["console"], asked),
+    )
+    outcome.write(report, said)
+    return outcome
+
+
+@contextmanager
+def _power_on(
+    image: Path,
+    definition: ImageDefinition,
+    work: Path,
+    firmware: str | None,
+    memory: int | None,
+    arrived: qemu.Arrived | None = None,
+    attached: Attachment = "disk",
+) -> Iterator[tuple[Machine, Path, str]]:
+    """A machine of ``image`` with a seed of its own: it, the key that its administrator admits, its instance."""
+    key = machine.new_key(work)
+    instance = f"check-{uuid.uuid4()}"
+    disc = seed.write(
+        work / "seed.iso",
+        host_name=definition.name,
+        instance_id=instance,
+        public_keys=[key.with_suffix(".pub").read_text(encoding="utf-8").strip()],
+        epoch=int(time.time()),
+    )
+    with machine.boot(
+        image,
+        work=work,
+        firmware=_firmware(definition, firmware),
+        seed=disc,
+        memory_mib=(memory or 1 << 30) >> 20,
+        forwards=[service.port for service in definition.services if service.port],
+        name=definition.name,
+        arrived=arrived,
+        attached=attached,
+    ) as running:
+        yield running, key, instance
+
+
+def _firmware(definition: ImageDefinition, asked: str | None) -> Firmware:
+    return cast(Firmware, asked or definition.disk.firmware[0])
 
 
 def _collect(definition: ImageDefinition, folder: Path, to: Path) -> Path:
@@ -208,11 +336,19 @@ def _reach(running: Machine, user: str, key: Path, step: log.Step) -> float:
 
 
 def _facts(
-    definition: ImageDefinition, lock: Lock, folder: Path, running: Machine, key: Path, instance: str
-) -> guest.Appliance:
-    """What the checks should know."""
+    definition: ImageDefinition,
+    lock: Lock,
+    folder: Path,
+    running: Machine | Vagrant,
+    key: Path,
+    *,
+    instance: str = "",
+    login: str = "",
+) -> Appliance:
+    """What the checks should know. ``login`` is who logs in where that is not the administrator: a box's user."""
+    user = definition.access.user
     environments = [
-        guest.Environment(
+        Environment(
             name=name,
             prefix=section.prefix,
             requested=tuple(spec_name(spec) for spec in section.specs),
@@ -221,7 +357,7 @@ def _facts(
         for name, section in lock.conda.environments.items()
     ]
     services = [
-        guest.Service(
+        Service(
             name=service.name,
             environment=service.environment,
             port=service.port,
@@ -230,17 +366,21 @@ def _facts(
         )
         for service in definition.services
     ]
-    allowed = [key.with_suffix(".pub").read_text(encoding="utf-8").strip()]
+    allowed = [vagrant.public_key(key)]
     for one in definition.access.keys:
         text = one
         if not definitions.is_public_key(one):
             text = (folder / Path(one).expanduser()).read_text(encoding="utf-8")
         allowed += [line.strip() for line in text.splitlines() if definitions.is_public_key(line.strip())]
-    return guest.Appliance(
+    return Appliance(
         name=definition.name,
         version=definition.version,
-        user=definition.access.user,
+        user=user,
+        login=login or user,
+        people=(user, login) if login else (user,),
+        fresh=bool(instance),
         prefix=definition.conda.prefix,
+        read_only=definition.disk.layout == "split",
         # The machine cannot reach a folder of the build host.
         channels=tuple(
             name
@@ -254,7 +394,7 @@ def _facts(
         private_key=str(key),
         instance=instance,
         prefix_check=str(Path(prefix_check.__file__).resolve()),
-        patience=running.accelerator.patience,
+        patience=running.patience,
     )
 
 
@@ -265,7 +405,7 @@ def spec_name(spec: str) -> str:
 
 
 def _run_pytest(
-    facts: guest.Appliance, tests: Path, running: Machine, work: Path, report: Path, step: log.Step
+    facts: Appliance, tests: Path, running: Machine | Vagrant, work: Path, report: Path, step: log.Step
 ) -> list[Check]:
     """Run pytest in a process of its own, with nothing of the user's pytest settings and plugins."""
     facts.write(work / "appliance.json")
@@ -298,7 +438,7 @@ def _run_pytest(
             # The child finds this package where we were found.
             "PYTHONPATH": os.pathsep.join([_HOME, *filter(None, [os.environ.get("PYTHONPATH")])]),
         },
-        timeout=CHECKS_TIMEOUT * running.accelerator.patience,
+        timeout=CHECKS_TIMEOUT * running.patience,
         check=False,
         on_line=on_line,
     )
@@ -312,10 +452,10 @@ def _run_pytest(
     return read_junit((report / "junit.xml").read_text(encoding="utf-8"))
 
 
-def _ssh_config(facts: guest.Appliance) -> str:
+def _ssh_config(facts: Appliance) -> str:
     """What testinfra's paramiko is told. The port is our own QEMU's: whose host key it is needs no proof."""
     return (
-        f"Host machine\n  HostName 127.0.0.1\n  Port {facts.ssh_port}\n  User {facts.user}\n"
+        f"Host machine\n  HostName 127.0.0.1\n  Port {facts.ssh_port}\n  User {facts.login}\n"
         f'  IdentityFile "{facts.private_key}"\n  StrictHostKeyChecking no\n'
     )
 

@@ -1,31 +1,34 @@
-"""Solves conda environments for the machine they are for, and links them for their final path; the only rattler.
+"""Solves conda environments for the machine they are for, and links them for their final path.
 
 An environment is linked from outside: its files are written to one folder and carry another path, the one
-they will have on the machine, so that nothing there has to install or relocate anything. All that rattler
-does runs in a child process: it may crash when the interpreter exits, after its work is done.
+they will have on the machine, so that nothing there has to install or relocate anything. What rattler does
+of that runs in a process of its own, `conda_child`.
 """
 
 from __future__ import annotations
 
-import asyncio
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
+import stat
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
 import conda_appliance
-from conda_appliance import errors, log, prefix_check, process, resources
+from conda_appliance import conda_child, errors, log, prefix_check, process, resources, trees
 from conda_appliance.definition import Environment
-from conda_appliance.errors import ApplianceError, BuildError, HashMismatch, UsageError
+from conda_appliance.errors import BuildError, HashMismatch, UsageError
+from conda_appliance.layers import Store
 from conda_appliance.lock import CondaPackage
 
 #: Where a channel that is only named is found.
@@ -149,12 +152,15 @@ def link(
     epoch: int,
     work: Path,
     specs: Sequence[str] = (),
+    store: Store | None = None,
+    before: Before | None = None,
 ) -> None:
     """Link ``packages`` into the new folder ``into`` as an environment that will live at ``prefix``.
 
     ``archives`` are by SHA-256, which is checked again here. ``epoch`` (seconds since 1970) is every time
     stamp. ``work`` is a folder for what is only needed meanwhile, best on the same file system. ``specs``
-    are what was asked for; conda on the machine then knows what its user wanted.
+    are what was asked for; conda on the machine then knows what its user wanted. ``store`` keeps byte code.
+    ``before`` is an environment for the same prefix, of whose files those that stay are shared.
 
     The same packages give the same tree: modes are 0755 and 0644, records name channels and not this host,
     byte code is compiled and recorded, and nothing is there that no record names.
@@ -164,22 +170,49 @@ def link(
     if into.exists() and any(into.iterdir()):
         raise BuildError(f"{into} is not empty; an environment is linked into a new folder")
     _verify_archives(packages, archives)
+    made = _Linked(packages=packages, prefix=prefix, into=into, epoch=epoch, specs=specs, store=store)
     try:
+        kept = _follow(made, before) if before is not None else frozenset[str]()
         _install(packages, archives, prefix=prefix, into=into, work=work)
+        if kept and (into / "__clobbers__").exists():
+            # Which package's file is used follows from the order of linking: only a new environment has that.
+            resources.remove(into)
+            kept = frozenset()
+            _install(packages, archives, prefix=prefix, into=into, work=work)
         _refuse_scripts(into)
         _warn_of_clashes(into)
-        _normalise(packages, prefix=prefix, into=into, epoch=epoch, specs=specs)
-        if findings := prefix_check.check(into):
-            more = f" and {len(findings) - 5} more" if len(findings) > 5 else ""
+        _normalise(made, kept)
+        if findings := prefix_check.check(into, unread=kept):
             raise BuildError(
-                f"the environment for {prefix} differs from its packages' own records: "
-                + "; ".join(findings[:5])
-                + more,
+                f"the environment for {prefix} differs from its packages' own records: {trees.some(findings)}",
                 hint="a package holds other files than it lists; rebuild it or leave it out",
             )
     except BaseException:
         resources.remove(into)
         raise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Before:
+    """An environment that was linked before: its folder, and its packages' SHA-256 by name.
+
+    The next one may share its files by hard links, so nothing in it may be written to.
+    """
+
+    folder: Path
+    packages: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Linked:
+    """An environment that is being linked; see `link`."""
+
+    packages: Sequence[CondaPackage]
+    prefix: str
+    into: Path
+    epoch: int
+    specs: Sequence[str]
+    store: Store | None
 
 
 def verify(root: Path, prefix: str) -> list[str]:
@@ -223,7 +256,7 @@ def _install(
             # rattler tells the format by the file's real name, and the cache names files as it likes.
             path = named / package.subdir / package.filename
             path.parent.mkdir(parents=True, exist_ok=True)
-            _hard_link_or_copy(archives[package.sha256], path)
+            resources.hard_link_or_copy(archives[package.sha256], path)
             given.append(str(path))
         _in_child(
             "link",
@@ -232,13 +265,6 @@ def _install(
     finally:
         resources.remove(named)
         resources.remove(work / "unpacked")
-
-
-def _hard_link_or_copy(source: Path, to: Path) -> None:
-    try:
-        os.link(source.resolve(), to)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, to)
 
 
 def _refuse_scripts(into: Path) -> None:
@@ -262,7 +288,7 @@ def _warn_of_clashes(into: Path) -> None:
     """Say which files more than one package brings: rattler links one and keeps the others aside."""
     aside = into / "__clobbers__"
     for package in sorted(aside.iterdir()) if aside.is_dir() else ():
-        paths = sorted(path.relative_to(package).as_posix() for path in _walk(package) if not path.is_dir())
+        paths = [path for path, about in trees.walk(package) if not stat.S_ISDIR(about.st_mode)]
         more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
         log.warn(
             f"{package.name} brings files that another package brings too, and the other's are used: "
@@ -270,21 +296,69 @@ def _warn_of_clashes(into: Path) -> None:
         )
 
 
-def _normalise(
-    packages: Sequence[CondaPackage], *, prefix: str, into: Path, epoch: int, specs: Sequence[str]
-) -> None:
-    """Make the tree say nothing of this host, this moment and rattler's ways."""
-    meta = into / "conda-meta"
-    records = {package.name: _read_record(meta, package) for package in packages}
+def _follow(made: _Linked, before: Before) -> frozenset[str]:
+    """Begin with what stays of the environment ``before``; returns the names of the packages that do.
+
+    Nothing stays where Python itself changed (all byte code and paths of packages follow it) or where packages
+    brought the same file.
+    """
+    wanted = {package.name: package.sha256 for package in made.packages}
+    stay = {name for name, sha256 in before.packages.items() if wanted.get(name) == sha256}
+    same_python = before.packages.get("python") == wanted.get("python")
+    if not stay or not same_python or (before.folder / "__clobbers__").exists():
+        return frozenset()
+    gone = {
+        entry["_path"]
+        for record in prefix_check.records(before.folder)
+        if record["name"] not in stay
+        for entry in (*record["paths_data"]["paths"], {"_path": f"conda-meta/{record['_file']}"})
+    }
+    _share(os.fspath(before.folder), os.fspath(made.into), gone, "")
+    return frozenset(stay)
+
+
+def _share(folder: str, to: str, gone: Set[str], at: str) -> bool:
+    """Give everything in ``folder`` but ``gone`` a second name in the new folder ``to``; whether there was any.
+
+    Records are copied, as conda's tools may write to them. Environments in ``envs/`` are left out.
+    """
+    os.makedirs(to)  # noqa: PTH103 (this is done for every file: pathlib would double what it costs)
+    found = False
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = at + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                if at == "envs/" and Path(entry.path, "conda-meta").is_dir():
+                    continue
+                found = _share(entry.path, f"{to}/{entry.name}", gone, path + "/") or found
+            elif path not in gone:
+                found = True
+                if at == "conda-meta/":
+                    shutil.copy2(entry.path, f"{to}/{entry.name}")
+                else:
+                    os.link(entry.path, f"{to}/{entry.name}", follow_symlinks=False)
+    if not found:
+        Path(to).rmdir()
+    return found
+
+
+def _normalise(made: _Linked, kept: Set[str]) -> None:
+    """Make the tree say nothing of this host, this moment and rattler's ways; the packages ``kept`` already are so."""
+    into, meta = made.into, made.into / "conda-meta"
+    records = {package.name: _read_record(meta, package) for package in made.packages}
     (into / "CACHEDIR.TAG").unlink(missing_ok=True)  # or backup programs would skip the environment
-    _compile(into, prefix)
-    _record_byte_code(into, records)
-    for package in packages:
-        _clean_record(records[package.name], package, specs)
-        text = json.dumps(records[package.name], indent=2, ensure_ascii=False) + "\n"
+    new = [package for package in made.packages if package.name not in kept]
+    _compile(made, new, records)
+    _record_byte_code(into, {package.name: records[package.name] for package in new})
+    for package in made.packages:
+        record = records[package.name]
+        if package.name in kept and record["requested_specs"] == _requested(package, made.specs):
+            continue
+        _clean_record(record, package, made.specs)
+        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         _replace(meta / _record_name(package), text)
-    _replace(meta / "history", _history(packages, specs, epoch))
-    _settle(into, epoch)
+    _replace(meta / "history", _history(made.packages, made.specs, made.epoch))
+    _settle(into, made.epoch)
 
 
 def _record_name(package: CondaPackage) -> str:
@@ -306,9 +380,13 @@ def _clean_record(record: dict[str, Any], package: CondaPackage, specs: Sequence
     record["fn"] = package.filename
     record["channel"] = _channel_name(package)
     record["url"] = public_url(package)
-    record["requested_specs"] = [spec for spec in specs if _spec_name(spec) == package.name]
+    record["requested_specs"] = _requested(package, specs)
     record["paths_data"]["paths"].sort(key=lambda entry: entry["_path"])
     record["files"] = [entry["_path"] for entry in record["paths_data"]["paths"]]
+
+
+def _requested(package: CondaPackage, specs: Sequence[str]) -> list[str]:
+    return [spec for spec in specs if _spec_name(spec) == package.name]
 
 
 def public_url(package: CondaPackage) -> str:
@@ -334,27 +412,94 @@ def _spec_name(spec: str) -> str:
     return match[1].lower() if match else ""
 
 
-def _compile(into: Path, prefix: str) -> None:
-    """Compile the standard library and site-packages with the environment's own Python.
+def _compile(made: _Linked, packages: Sequence[CondaPackage], records: Mapping[str, dict[str, Any]]) -> None:
+    """Compile the modules of ``packages`` with the environment's own Python.
 
     The byte code names the final path and is never compared with its source's time (PEP 552's
     unchecked-hash): a machine's first start is a fast one, and a read-only environment stays fast.
     Files that are no Python (templates, tests of bad syntax) stay uncompiled, as in any environment.
+    It follows from the package, the path and the Python, so ``store`` keeps it for the next environment.
     """
-    python = into / "bin/python"
-    folders = [folder for folder in sorted(into.glob("lib/python3.*")) if not folder.is_symlink()]
-    if not python.exists() or not folders:
+    into, prefix, store = made.into, made.prefix, made.store
+    python = next((package for package in made.packages if package.name == "python"), None)
+    if python is None or not (into / "bin/python").exists():
+        return
+    sources = {
+        package: [
+            entry["_path"]
+            for entry in records[package.name]["paths_data"]["paths"]
+            if re.match(r"lib/python3\.[^/]+/.*\.py$", entry["_path"]) and (into / entry["_path"]).is_file()
+        ]
+        for package in packages
+    }
+    sources = {package: files for package, files in sources.items() if files}
+    parts: dict[CondaPackage, dict[str, str]] = {
+        package: {"package": package.sha256, "python": python.sha256, "prefix": prefix, "code": _BYTE_CODE}
+        for package in sources
+    }
+    kept = {
+        package: store.find("bytecode", parts[package]) if store is not None else None for package in sources
+    }
+    _run_compileall(
+        [path for package, files in sources.items() if kept[package] is None for path in files], into, prefix
+    )
+    for package, files in sources.items():
+        layer = kept[package]
+        if layer is not None:
+            shutil.copytree(layer.path, into, dirs_exist_ok=True, symlinks=True)
+        elif store is not None:
+            store.get(
+                "bytecode",
+                parts[package],
+                lambda to, _work, files=files: _gather(files, into, to),  # type: ignore[misc]
+                subject=package.name,
+                quiet=True,
+            )
+
+
+#: Changes when byte code is made in another way.
+_BYTE_CODE = "compileall unchecked-hash 1"
+
+
+def _run_compileall(files: Sequence[str], into: Path, prefix: str) -> None:
+    """Compile ``files`` (paths from ``into``) side by side: compileall itself takes listed files one by one."""
+    if not files:
         return
     # -I -S: no user's settings, and no package's .pth file, run on this host.
-    command: list[process.Argument] = [python, "-I", "-S", "-B", "-m", "compileall", "-q", "-f", "-j0"]
-    command += ["-s", into, "-p", prefix, "--invalidation-mode", "unchecked-hash", *folders]
-    done = process.run(command, check=False)
-    if done.returncode not in (0, 1) or not any(folders[0].rglob("*.pyc")):
-        raise BuildError(
-            f"the Python of the environment for {prefix} cannot compile it (status {done.returncode}):\n"
-            + (done.stdout + done.stderr)[-2000:],
-            hint="it must be a linux-64 Python 3.9 or newer that runs on this host",
-        )
+    command: list[process.Argument] = [into / "bin/python", "-I", "-S", "-B", "-m", "compileall", "-q", "-f"]
+    command += ["-s", into, "-p", prefix, "--invalidation-mode", "unchecked-hash", "-i", "-"]
+
+    def compile_some(some: Sequence[str]) -> process.Completed:
+        return process.run(command, input="".join(f"{into / path}\n" for path in some), check=False)
+
+    workers = os.cpu_count() or 1
+    chunks = [files[start::workers] for start in range(workers)]
+    for done in process.side_by_side(*[partial(compile_some, chunk) for chunk in chunks]):
+        if done.returncode not in (0, 1):
+            raise _cannot_compile(prefix, done)
+    if not any((into / path).parent.joinpath("__pycache__").is_dir() for path in files):
+        raise _cannot_compile(prefix, done)
+
+
+def _cannot_compile(prefix: str, done: process.Completed) -> BuildError:
+    return BuildError(
+        f"the Python of the environment for {prefix} cannot compile it (status {done.returncode}):\n"
+        + (done.stdout + done.stderr)[-2000:],
+        hint="it must be a linux-64 Python 3.9 or newer that runs on this host",
+    )
+
+
+def _gather(sources: Sequence[str], into: Path, to: Path) -> None:
+    """Copy the byte code of ``sources`` from ``into`` to the new folder ``to``, under the same names."""
+    to.mkdir()
+    for source in sources:
+        folder, _, name = source.rpartition("/")
+        for path in (into / folder / "__pycache__").glob(
+            f"{glob.escape(name.removesuffix('.py'))}.cpython-*.pyc"
+        ):
+            target = to / folder / "__pycache__" / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
 
 
 def _record_byte_code(into: Path, records: Mapping[str, dict[str, Any]]) -> None:
@@ -364,17 +509,21 @@ def _record_byte_code(into: Path, records: Mapping[str, dict[str, Any]]) -> None
         for record in records.values()
         for entry in record["paths_data"]["paths"]
     }
-    for path in sorted(into.rglob("*.pyc")):
-        name = path.relative_to(into).as_posix()
-        data = path.read_bytes()
-        about = {"sha256_in_prefix": hashlib.sha256(data).hexdigest(), "size_in_bytes": len(data)}
-        if name in entries:
-            entries[name][1].update(about)
-            continue
-        source = f"{path.parent.parent.relative_to(into).as_posix()}/{path.name.rsplit('.', 2)[0]}.py"
-        if source in entries:
-            record = entries[source][0]
-            record["paths_data"]["paths"].append({"_path": name, "path_type": "pyc_file", **about})
+    folders = {name.rpartition("/")[0] for name in entries if name.endswith((".py", ".pyc"))}
+    caches = {f"{folder}/__pycache__" for folder in folders if not folder.endswith("__pycache__")}
+    for folder in sorted(folders | caches):
+        for file in sorted(one.name for one in os.scandir(into / folder)) if (into / folder).is_dir() else ():
+            name = f"{folder}/{file}"
+            source = f"{folder.rpartition('/')[0]}/{file.rsplit('.', 2)[0]}.py"
+            if not file.endswith(".pyc") or (name not in entries and source not in entries):
+                continue
+            data = (into / name).read_bytes()
+            about = {"sha256_in_prefix": hashlib.sha256(data).hexdigest(), "size_in_bytes": len(data)}
+            if name in entries:
+                entries[name][1].update(about)
+            else:
+                paths = entries[source][0]["paths_data"]["paths"]
+                paths.append({"_path": name, "path_type": "pyc_file", **about})
 
 
 def _history(packages: Sequence[CondaPackage], specs: Sequence[str], epoch: int) -> str:
@@ -397,136 +546,31 @@ def _replace(path: Path, text: str) -> None:
 
 def _settle(folder: Path, epoch: int) -> None:
     """Give everything below ``folder``, and itself, its plain mode and one time."""
-    for path in _walk(folder):
-        if not path.is_symlink():
-            path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
-        os.utime(path, (epoch, epoch), follow_symlinks=False)
+    for path, about in reversed(list(trees.walk(folder))):  # a folder after what it holds
+        mode = 0o755 if stat.S_ISDIR(about.st_mode) or about.st_mode & 0o100 else 0o644
+        if not stat.S_ISLNK(about.st_mode) and stat.S_IMODE(about.st_mode) != mode:
+            (folder / path).chmod(mode)
+        if about.st_mtime_ns != epoch * 10**9:
+            os.utime(folder / path, (epoch, epoch), follow_symlinks=False)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Everything below ``folder``, then itself: a folder comes after what it holds."""
-    for entry in os.scandir(folder):
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(Path(entry.path))
-        else:
-            yield Path(entry.path)
-    yield folder
-
-
-# --- the child process ------------------------------------------------------------------------------
+# --- rattler --------------------------------------------------------------------------------------
 
 
 def _in_child(task: str, given: dict[str, Any]) -> Any:
-    """Run one of ``_TASKS`` in a process of its own; its answer, or its error raised here."""
+    """Have `conda_child` do ``task`` in a process of its own; its answer, or its error raised here."""
     package = str(Path(conda_appliance.__file__).parents[1])
     path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
     done = process.run(
-        [sys.executable, "-P", "-m", "conda_appliance.conda", task],
+        [sys.executable, "-P", "-m", "conda_appliance.conda_child", task],
         input=json.dumps(given),
         env={"PYTHONPATH": path},
     )
-    result = json.loads(done.stdout.rpartition(_ANSWER)[2])
+    result = json.loads(done.stdout.rpartition(conda_child.ANSWER)[2])
     if "error" in result:
         kind = getattr(errors, result["error"])
         raise kind(result["message"], hint=result["hint"])
     return result["value"]
-
-
-#: What stands before the child's answer on its standard output, after whatever rattler may print.
-_ANSWER = "\nanswer: "
-
-
-def _child(task: str) -> NoReturn:
-    """The other side of `_in_child`: leaves at once, past the interpreter's exit, where rattler may crash."""
-    result: dict[str, Any]
-    try:
-        result = {"value": asyncio.run(_TASKS[task](json.load(sys.stdin)))}
-    except ApplianceError as error:
-        result = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
-    except BaseException as error:  # a panic in rattler's Rust is no Exception
-        message = f"rattler could not {task}: {type(error).__name__}: {error}"
-        result = {"error": "BuildError", "message": message, "hint": ""}
-    sys.stdout.write(_ANSWER + json.dumps(result))
-    sys.stdout.flush()
-    os._exit(0)
-
-
-async def _solve(given: dict[str, Any]) -> list[dict[str, Any]]:
-    # Imported here and in `_link` alone: the parent never loads rattler.
-    import rattler
-    from rattler.exceptions import GatewayError, InvalidMatchSpecError, SolverError
-    from rattler.package.build_string import BuildString
-
-    specs = []
-    for text in given["specs"]:
-        try:
-            specs.append(rattler.MatchSpec(text))
-        except InvalidMatchSpecError as error:
-            raise UsageError(
-                f"{text!r} is not a package specification: {error}",
-                hint="write for example `numpy`, `python 3.13.*` or `flask >=3,<4`",
-            ) from None
-    virtual = [
-        rattler.GenericVirtualPackage(rattler.PackageName(name), rattler.Version(version), BuildString(build))
-        for name, version, build in given["virtual"]
-    ]
-    try:
-        records = await rattler.solve(
-            given["channels"],
-            specs,
-            platforms=[given["platform"], "noarch"],
-            gateway=rattler.Gateway(cache_dir=Path(given["cache"])),
-            virtual_packages=virtual,
-        )
-    except SolverError as error:
-        raise UsageError(
-            f"no set of packages satisfies {', '.join(given['specs'])}:\n{str(error).strip()}",
-            hint=f"channels searched: {', '.join(given['channels'])}",
-        ) from None
-    except GatewayError as error:
-        raise BuildError(
-            f"a channel cannot be read: {error}",
-            hint="check its name and the network; a folder needs noarch/ and linux-64/ with a repodata.json",
-        ) from None
-    by_name = {record.name.normalized: record for record in records}
-    plain: list[rattler.PackageRecord] = list(records)
-    ordered = [by_name[one.name.normalized] for one in rattler.PackageRecord.sort_topologically(plain)]
-    return [
-        {
-            "name": record.name.normalized,
-            "version": str(record.version),
-            "build": str(record.build),
-            "subdir": record.subdir,
-            "url": record.url,
-            "sha256": record.sha256.hex() if record.sha256 else "",
-            "size": record.size or 0,
-        }
-        for record in ordered
-    ]
-
-
-async def _link(given: dict[str, Any]) -> None:
-    import rattler
-    from rattler.exceptions import InstallerError
-
-    records = [
-        await rattler.RepoDataRecord.from_package_archive(Path(archive)) for archive in given["archives"]
-    ]
-    try:
-        await rattler.install(
-            records,
-            target_prefix=given["into"],
-            alternative_target_prefix=given["prefix"],
-            cache_dir=given["cache"],
-            platform=rattler.Subdir("linux-64"),
-            execute_link_scripts=False,
-            show_progress=False,
-        )
-    except InstallerError as error:
-        raise BuildError(f"the packages cannot be linked: {error}") from None
-
-
-_TASKS = {"solve": _solve, "link": _link}
 
 
 def _channel_of(url: str, channels: Sequence[Channel]) -> str:
@@ -535,7 +579,3 @@ def _channel_of(url: str, channels: Sequence[Channel]) -> str:
         if url.startswith(channel.url.rstrip("/") + "/"):
             return channel.name
     raise BuildError(f"{url} belongs to none of the channels asked")
-
-
-if __name__ == "__main__":
-    _child(sys.argv[1])

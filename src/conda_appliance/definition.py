@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -27,7 +27,8 @@ from pydantic import (
     model_validator,
 )
 
-from conda_appliance.errors import DefinitionError, Problem
+from conda_appliance import formats as table
+from conda_appliance.errors import DefinitionError, Problem, UsageError
 
 #: A definition larger than this is not one, in bytes.
 MAX_BYTES = 1 << 20
@@ -143,13 +144,27 @@ class Base(Model):
         tuple[DebianPackage, ...],
         Field(description="Debian packages beside those that every appliance has."),
     ] = ()
+    kernel: Annotated[
+        Literal["cloud", "generic"],
+        Field(
+            description="Debian's kernel for virtual machines (cloud), or the one for any machine (generic), with the "
+            "drivers of real hardware: USB, its disks and network cards. A Debian base only.",
+        ),
+    ] = "cloud"
+    boot: Annotated[
+        Literal["fast", "full"],
+        Field(
+            description="fast: services start beside cloud-init and the network, and a Debian base leaves out what "
+            "an appliance lacks; full: all that Debian starts, and services wait for network and seed.",
+        ),
+    ] = "fast"
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
         if (self.debian is None) == (self.image is None):
             raise ValueError("give either 'debian' or 'image'")
-        if self.image is not None and (self.packages or self.mirror):
-            raise ValueError("'packages' and 'mirror' belong to a 'debian' base, not to an image")
+        if self.image is not None and (self.packages or self.mirror or self.kernel != "cloud"):
+            raise ValueError("'packages', 'mirror' and 'kernel' belong to a 'debian' base, not to an image")
         return self
 
 
@@ -249,6 +264,22 @@ class Disk(Model):
         tuple[Literal["bios", "uefi"], ...],
         Field(min_length=1, description="What it boots on; a check boots the first one named."),
     ] = ("bios", "uefi")
+    layout: Annotated[
+        Literal["plain", "split"],
+        Field(
+            description="plain: one root file system. split: the environments in a read-only partition of their own, "
+            "mounted at the prefix, beside an empty one for an update (builder: rootfs)."
+        ),
+    ] = "plain"
+    compression: Annotated[
+        Literal["zstd", "zlib", "none"],
+        Field(
+            description="qcow2: zstd makes the smallest file; zlib one for QEMU before 5.1; none the fastest build."
+        ),
+    ] = "zstd"
+    slot: Annotated[
+        Size, Field(description="split: the size of each of the two partitions for environments.")
+    ] = 1 << 30
 
     @model_validator(mode="after")
     def _sane(self) -> Self:
@@ -256,7 +287,107 @@ class Disk(Model):
             raise ValueError("size must lie between 1GiB and 16TiB")
         if self.size % (1 << 20):
             raise ValueError("size must be a whole number of MiB")
+        if self.slot % (1 << 20) or self.slot < 1 << 24:
+            raise ValueError("slot must be a whole number of MiB, 16 at least")
+        if self.layout == "split" and self.size < 2 * self.slot + (1 << 30):
+            raise ValueError("size must leave 1GiB for the system beside two times slot")
         return self
+
+
+class InstallerDisk(Model):
+    """The disk that the installer disc may overwrite: all that is said here must be so."""
+
+    model: Annotated[str, Field(description="As the kernel has it: /sys/block/NAME/device/model.")] = ""
+    serial: Annotated[str, Field(description="Its serial number, as the installer shows it.")] = ""
+    path: Annotated[
+        str, Field(pattern=r"^(|/dev/[a-z0-9]+)$", description="Such as /dev/nvme0n1; names may change.")
+    ] = ""
+    size: Annotated[Size | None, Field(description="Its size, within two in a hundred, e.g. 466GiB.")] = None
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if not (self.model or self.serial or self.path or self.size):
+            raise ValueError("name the disk by its model, serial, path or size")
+        return self
+
+
+class Installer(Model):
+    """What the installer disc does without asking (`conda-appliance disc IMAGE installer`)."""
+
+    unattended: Annotated[
+        bool,
+        Field(description="Install without a question: on 'disk', else on the machine's only empty disk."),
+    ] = False
+    disk: Annotated[
+        InstallerDisk | None,
+        Field(description="The disk to install to; it may hold data, which is lost."),
+    ] = None
+
+
+class Ova(Model):
+    """The machine that the form ova describes."""
+
+    controller: Annotated[
+        Literal["sata", "nvme", "scsi"],
+        Field(description="What its disk hangs on. sata: VMware and VirtualBox; nvme, scsi: VMware."),
+    ] = "sata"
+    nic: Annotated[
+        Literal["vmxnet3", "virtio", "e1000"],
+        Field(
+            description="Its network adapter. vmxnet3: VMware; virtio: VirtualBox; e1000: both, base.kernel generic."
+        ),
+    ] = "vmxnet3"
+    cpus: Annotated[int, Field(ge=1, le=128, description="Its processors.")] = 2
+    memory: Annotated[Size, Field(description="Its memory, in whole MiB.")] = 1 << 30
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.memory % (1 << 20) or self.memory < 256 << 20:
+            raise ValueError("memory must be a whole number of MiB, 256 at least")
+        return self
+
+
+class Container(Model):
+    """The container image that the forms oci and docker-archive make."""
+
+    base: Annotated[
+        str,
+        Field(
+            min_length=1,
+            description="'system': the machine's Debian without its kernel; or a path from this file to an OCI image "
+            "layout, a folder or a tar.",
+        ),
+    ] = "system"
+    service: Annotated[Name | None, Field(description="The service that it runs; without it, the first.")] = (
+        None
+    )
+
+
+class Package(Model):
+    """What the forms deb and rpm say of themselves."""
+
+    maintainer: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[^<>\n]+ <[^<>@\s]+@[^<>\s]+>$",
+            description="Who answers for it: Name <mail address>. Both forms need it.",
+        ),
+    ] = None
+    license: Annotated[
+        str, Field(pattern=r"^[^\n]+$", description="Of the appliance itself; its packages have their own.")
+    ] = "Proprietary"
+
+
+class Disc(Model):
+    """What `conda-appliance disc` makes of it."""
+
+    userspace: Annotated[
+        Literal["squashfs", "erofs", "iso9660"],
+        Field(
+            description="How the environments lie on a disc that they run from: packed in one file (squashfs is read "
+            "least of; erofs), or as plain files that any system can read (three times as large, more seeking)."
+        ),
+    ] = "squashfs"
 
 
 class Access(Model):
@@ -273,6 +404,12 @@ class Access(Model):
         if self.user == "root":
             raise ValueError("user: root does not log in; name an administrator")
         return self
+
+
+if TYPE_CHECKING:
+    Form = str
+else:
+    Form = Literal[table.BUILT]
 
 
 class ImageDefinition(Model):
@@ -295,17 +432,31 @@ class ImageDefinition(Model):
         ),
     ] = ()
     disk: Disk = Disk()
+    disc: Disc = Disc()
     access: Access = Access()
+    installer: Installer = Installer()
     builder: Annotated[
-        Literal["packer"],
-        Field(description="packer: boots the base under QEMU, provisions over SSH."),
+        Literal["packer", "rootfs"],
+        Field(
+            description="packer: boots the base under QEMU, provisions over SSH. rootfs: runs the same playbook in an "
+            "unpacked Debian, in seconds, with the same bytes each time."
+        ),
     ] = "packer"
     formats: Annotated[
-        tuple[Literal["qcow2", "raw"], ...], Field(min_length=1, description="What to make.")
+        tuple[Form, ...],
+        Field(min_length=1, description="What to make; `conda-appliance formats` tells of each."),
     ] = ("qcow2",)
+    ova: Ova = Ova()
+    container: Container = Container()
+    package: Package = Package()
     checks: Annotated[
         tuple[str, ...], Field(description="Your own testinfra files or folders, from this file.")
     ] = ()
+
+    def prefix_of(self, environment: str) -> str:
+        """Where an environment lives on the machine: ``base`` at the prefix, others in its ``envs/``."""
+        prefix = self.conda.prefix
+        return prefix if environment == "base" else f"{prefix}/envs/{environment}"
 
     @model_validator(mode="after")
     def _across(self) -> Self:
@@ -327,7 +478,53 @@ class ImageDefinition(Model):
                         f"port {service.port} of service {service.name!r} is {ports[service.port]}'s"
                     )
                 ports[service.port] = service.name
+        twice = {form for form in self.formats if self.formats.count(form) > 1}
+        if twice:
+            raise ValueError(f"formats names {', '.join(sorted(twice))} twice")
+        if boxes := table.of_family("box", self.formats):
+            self._boxable(boxes[0])
+        if "gce" in self.formats and self.disk.size % (1 << 30):
+            raise ValueError("the format gce needs a disk.size of whole GiB: Google takes no other")
+        packaged = [form for form in ("deb", "rpm") if form in self.formats]
+        if packaged and self.package.maintainer is None:
+            raise ValueError(
+                f"the format {' or '.join(packaged)} says who answers for it: package: "
+                "{maintainer: Your Name <you@example.com>}"
+            )
+        if packaged and not re.fullmatch(r"[0-9][0-9A-Za-z.+~]*", self.version):
+            raise ValueError(
+                f"the version {self.version!r} cannot be that of a {' or '.join(packaged)}: it must begin with a digit "
+                "and have only digits, letters, '.', '+' and '~'"
+            )
+        if self.container.service is not None and self.container.service not in names:
+            raise ValueError(f"container.service {self.container.service!r} is none of the services")
+        contained = {"oci", "docker-archive"} & {*self.formats}
+        if contained and self.container.base == "system" and self.base.debian is None:
+            raise ValueError(
+                "a container on the machine's own system needs a Debian base, or a container.base"
+            )
+        if self.disk.layout == "split" and self.builder != "rootfs":
+            raise ValueError(
+                "disk.layout: split is what builder: rootfs makes; packer's disk has one file system"
+            )
+        if self.builder == "rootfs" and self.base.debian is None:
+            raise ValueError(
+                "builder: rootfs needs a Debian base; a cloud image must boot, which packer does"
+            )
         return self
+
+    def _boxable(self, form: str) -> None:
+        if self.builder != "rootfs":
+            raise ValueError(
+                f"the format {form} needs builder: rootfs, which makes a box's disk, with Vagrant's user on it, beside "
+                "the machine's own; packer makes one disk"
+            )
+        if "vagrant" in {self.access.user, *(service.name for service in self.services)}:
+            raise ValueError(f"the format {form} brings a user named vagrant: name another user or service")
+        if not re.fullmatch(r"[0-9]+(\.[0-9A-Za-z]+)*(-[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?", self.version):
+            raise ValueError(
+                f"Vagrant, and so the format {form}, knows no version {self.version!r}; one like 1.2.0 or 1.2.0-rc1"
+            )
 
 
 class DiscEntry(Model):
@@ -341,6 +538,9 @@ class DiscEntry(Model):
     mode: Annotated[
         str, Field(pattern=r"^0?[0-7]{3}$", description="Its mode, octal; a tree's folders get x for each r.")
     ] = "0444"
+    keep: Annotated[
+        bool, Field(description="Modes and owners as the input has them, instead of `mode` and root.")
+    ] = False
     optional: Annotated[bool, Field(description="Leave it out when the maker passes no such input.")] = False
 
 
@@ -382,7 +582,8 @@ _Loader.add_implicit_resolver(
 _KNOWN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "bool", "null", "seq", "map")}
 
 _Location = tuple[str | int, ...]
-_Marks = dict[_Location, tuple[int, int]]
+#: Where each part of a file's value stands: its line and column, from 1.
+Marks = dict[_Location, tuple[int, int]]
 
 
 def load_image(path: Path) -> ImageDefinition:
@@ -392,6 +593,14 @@ def load_image(path: Path) -> ImageDefinition:
     if problems:
         raise DefinitionError(problems)
     return definition
+
+
+def with_builder(path: Path, image: ImageDefinition, builder: str) -> ImageDefinition:
+    """The definition with another builder. Raises UsageError when it cannot be built so."""
+    try:
+        return ImageDefinition.model_validate({**image.model_dump(by_alias=True), "builder": builder})
+    except ValidationError as error:
+        raise UsageError(f"{path}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
 
 
 def load_disc(path: Path) -> DiscDefinition:
@@ -467,8 +676,10 @@ def lock_digest(path: Path, definition: ImageDefinition) -> str:
         for name, environment in definition.conda.environments.items()
         if environment.file is not None
     }
+    # What is younger than the locks that are about is left out while it is as it always was.
+    young = {"kernel"} if definition.base.kernel == "cloud" else set()
     asked = {
-        "base": definition.base.model_dump(mode="json"),
+        "base": definition.base.model_dump(mode="json", exclude={"boot", *young}),
         "conda": definition.conda.model_dump(mode="json"),
         "files": files,
     }
@@ -479,8 +690,15 @@ _M = TypeVar("_M", bound=Model)
 
 
 def _load(path: Path, model: type[_M]) -> _M:
-    shown = str(path)
-    value, marks = _parse(path)
+    value, marks = parse(path)
+    return validated(str(path), value, marks, model)
+
+
+def validated(shown: str, value: Any, marks: Marks, model: type[_M]) -> _M:
+    """A file's value as its model; ``shown`` is what messages call the file.
+
+    Raises DefinitionError with every problem.
+    """
     if not isinstance(value, dict):
         raise DefinitionError([_problem(shown, marks, (), "a definition is a mapping of keys")])
     try:
@@ -492,7 +710,7 @@ def _load(path: Path, model: type[_M]) -> _M:
         ) from None
 
 
-def _parse(path: Path) -> tuple[Any, _Marks]:
+def parse(path: Path) -> tuple[Any, Marks]:
     """The file's value, and where each part of it stands (1-based line and column)."""
     shown = str(path)
 
@@ -526,7 +744,7 @@ def _parse(path: Path) -> tuple[Any, _Marks]:
         raise refuse(f"not valid YAML: {str(error).splitlines()[0]}") from None
     if node is None:
         raise refuse("the file holds no definition, only comments")
-    marks: _Marks = {}
+    marks: Marks = {}
     budget = [MAX_VALUES]
 
     def build(node: yaml.Node, at: _Location, above: tuple[int, ...]) -> Any:
@@ -568,7 +786,7 @@ def _parse(path: Path) -> tuple[Any, _Marks]:
     return build(node, (), ()), marks
 
 
-def _problem(file: str, marks: _Marks, at: _Location, message: str) -> Problem:
+def _problem(file: str, marks: Marks, at: _Location, message: str) -> Problem:
     nearest = at
     while nearest not in marks and nearest:
         nearest = nearest[:-1]
@@ -588,7 +806,7 @@ def _follows(error: dict[str, Any], errors: list[dict[str, Any]]) -> bool:
     )
 
 
-def _explain(file: str, marks: _Marks, model: type[Model], error: dict[str, Any]) -> Problem:
+def _explain(file: str, marks: Marks, model: type[Model], error: dict[str, Any]) -> Problem:
     """A pydantic error as a problem in the file's own words."""
     at = tuple(part for part in error["loc"] if part != "[key]")
     kind, message = error["type"], str(error["msg"])
@@ -651,7 +869,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 def _missing_files(path: Path, definition: ImageDefinition) -> list[Problem]:
     """Files that a definition names must be there before the first expensive minute."""
-    _, marks = _parse(path)
+    _, marks = parse(path)
     folder = path.resolve().parent
     named: list[tuple[_Location, str]] = [
         *(
@@ -672,6 +890,8 @@ def _missing_files(path: Path, definition: ImageDefinition) -> list[Problem]:
             if channel.startswith((".", "/", "~"))
         ),
     ]
+    if definition.container.base != "system":
+        named.append((("container", "base"), definition.container.base))
     if definition.base.image is not None and "://" not in definition.base.image.url:
         named.append((("base", "image", "url"), definition.base.image.url))
     return [

@@ -7,15 +7,14 @@ The same inputs and the same ``epoch`` give the same bytes.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib
 import io
-import itertools
 import os
 import pkgutil
 import posixpath
 import random
-import re
 import stat
 import threading
 import time
@@ -23,64 +22,56 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import ModuleType
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import pycdlib
 from pycdlib.pycdlibexception import PyCdlibException
 
-from conda_appliance import resources
+from conda_appliance import disctree, hybrid
 from conda_appliance.definition import DiscDefinition
+from conda_appliance.disctree import File, Folder, Input, Link, Names, Stream
 from conda_appliance.errors import BuildError, HashMismatch
+from conda_appliance.hybrid import Boot
 
 #: How much is copied at once, in bytes.
 _BLOCK = 1 << 20
 #: A sector of a disc, in bytes.
 _SECTOR = 2048
-#: Letters of a plain ISO 9660 name before and after its dot. Level 3 allows 30 together; a record holds 254
-#: bytes and Rock Ridge wants its share of them.
-_STEM, _EXTENSION = 20, 8
-#: The longest Joliet name: the standard says 64 characters, pycdlib counts bytes of UTF-8.
-_JOLIET = 64
-#: What Joliet forbids in a name, and what lies outside UCS-2.
-_NOT_JOLIET = re.compile(r"[\x00-\x1f*/:;?\\\U00010000-\U0010ffff]")
+_ZEROES = bytes(_BLOCK)
+#: The longest name that Linux reads whole, in bytes (fs/isofs/rock.c, get_rock_ridge_filename).
+_LONGEST = 253
+#: The most that one record of a folder can say a file has, in bytes; a larger file has several records.
+_LARGEST_EXTENT = 0xFFFFF800
+#: Follows a disc's last sector, in bytes: readers look ahead by whole runs of sectors, GRUB by 16, and CD drives cannot
+#: read the last two of some discs. 150 sectors is mkisofs's and xorriso's ``-padding``.
+_PADDING = 150 * _SECTOR
 
 
-class Stream(Protocol):
-    """A file that is made while it is read, so that it needs no place of its own before it is on the disc."""
-
-    @property
-    def size(self) -> int:
-        """How many bytes ``chunks`` gives, known beforehand."""
-        ...
-
-    def chunks(self) -> Iterator[bytes]:
-        """The content from its start; each call gives the same bytes (the first for SHA256SUMS)."""
-        ...
-
-
-#: What a maker may pass for an entry of a disc.
-Input = Path | bytes | Stream
-
-
-def write(definition: DiscDefinition, inputs: Mapping[str, Input], to: Path, *, epoch: int) -> Path:
+def write(
+    definition: DiscDefinition,
+    inputs: Mapping[str, Input],
+    to: Path,
+    *,
+    epoch: int,
+    boot: Boot | None = None,
+) -> Path:
     """Write the disc that ``definition`` describes to the file ``to`` and return it.
 
     ``inputs`` are by the names in the entries' ``from``: bytes, a file, a `Stream`, or a folder that is copied
-    as a tree (files and symbolic links; a file that its owner may execute stays so). All belongs to root.
-    ``epoch`` in seconds since 1970 is every time stamp on the disc. The file appears in one step, after its
-    SHA256SUMS, if the definition wants one, was checked against what was written.
+    as a tree (files, symbolic and hard links; a file that its owner may execute stays so). All belongs to root,
+    except in an entry that says ``keep``. ``epoch`` in seconds since 1970 is every time stamp on the disc. With
+    ``boot`` it starts a machine, from a CD and from a stick; the image for BIOS then has to be among ``inputs`` as
+    bytes. The file appears in one step, after its SHA256SUMS, if the definition wants one, was checked against what
+    was written.
     Raises BuildError for inputs that are missing, unknown, or of a kind that a disc cannot hold.
     """
-    root = _plan(definition, inputs)
-    if definition.sums is not None:
-        text = _sums(root, PurePosixPath(definition.sums)).encode()
-        _put(root, definition.sums, _File(mode=0o444, content=text))
+    root = disctree.plan(definition, inputs)
     temporary = to.with_name(f".{to.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        with _pinned(epoch):
-            _master(definition.volume, root, temporary)
+        with _pinned(epoch), _uncollected():
+            _master(definition, root, temporary, boot)
         if definition.sums is not None:
             verify(temporary, definition.sums, shown=str(to))
         temporary.replace(to)
@@ -108,7 +99,7 @@ def verify(disc: Path, sums: str = "/SHA256SUMS", *, shown: str | None = None) -
                 raise BuildError(f"the disc {shown} lacks the file {place}")
             return _read(file, folders[folder][name])
 
-        for expected, name in _parse_sums(b"".join(chunks(sums)).decode()):
+        for expected, name in disctree.parse_sums(b"".join(chunks(sums)).decode()):
             place = posixpath.normpath(posixpath.join(posixpath.dirname(sums), name))
             digest = hashlib.sha256()
             for chunk in chunks(place):
@@ -124,183 +115,45 @@ def verify(disc: Path, sums: str = "/SHA256SUMS", *, shown: str | None = None) -
     return count
 
 
-# --- what goes where --------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
-class _File:
+class Entry:
+    """Something on a disc: ``path`` from its top, ``mode`` as lstat has it, ``size`` in bytes, a link's ``target``."""
+
+    path: str
     mode: int
-    content: Input
+    size: int
+    target: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Link:
-    target: str
+class Contents:
+    """A disc's volume label, and all that is on it, sorted by path."""
+
+    volume: str
+    entries: tuple[Entry, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Folder:
-    mode: int = 0o555
-    children: dict[str, _Folder | _File | _Link] = field(default_factory=dict)
+def contents(disc: Path) -> Contents:
+    """What a disc (a file or a device) holds, by its Rock Ridge names.
 
-
-def _plan(definition: DiscDefinition, inputs: Mapping[str, Input]) -> _Folder:
-    """The tree of the disc, before any byte of it is written."""
-    known = {entry.source for entry in definition.entries}
-    if unknown := sorted(set(inputs) - known):
-        raise BuildError(
-            f"the disc {definition.name!r} has no place for {', '.join(unknown)}",
-            hint=f"its definition (iso/{definition.name}.yaml) knows: {', '.join(sorted(known))}",
-        )
-    root = _Folder()
-    for entry in definition.entries:
-        if entry.source in inputs:
-            _put(root, entry.to, _node(inputs[entry.source], int(entry.mode, 8)))
-        elif not entry.optional:
-            raise BuildError(
-                f"the disc {definition.name!r} needs {entry.source!r} for {entry.to}, and none was given",
-                hint=f"give it, or say `optional: true` in iso/{definition.name}.yaml",
-            )
-    return root
-
-
-def _node(content: Input, mode: int) -> _Folder | _File | _Link:
-    """An input as a part of the tree. Folders get ``mode`` with x wherever it has r."""
-    if not isinstance(content, Path):
-        return _File(mode=mode, content=content)
-    try:
-        if not content.is_dir():
-            return _file(content, content.stat(), mode)
-        return _tree(content, mode)
-    except OSError as error:
-        raise BuildError(f"{content} cannot be put on a disc: {error.strerror}") from None
-
-
-def _tree(folder: Path, mode: int) -> _Folder:
-    made = _Folder(mode=mode | (mode & 0o444) >> 2)
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        path = Path(entry.path)
-        if entry.is_symlink():
-            made.children[entry.name] = _Link(target=os.readlink(path))  # noqa: PTH115 (exactly)
-        elif entry.is_dir():
-            made.children[entry.name] = _tree(path, mode)
-        else:
-            about = entry.stat()
-            executable = (mode & 0o444) >> 2 if about.st_mode & stat.S_IXUSR else 0
-            made.children[entry.name] = _file(path, about, mode | executable)
-    return made
-
-
-def _file(path: Path, about: os.stat_result, mode: int) -> _File:
-    if not stat.S_ISREG(about.st_mode):
-        raise BuildError(f"{path} cannot be put on a disc: neither a file, a folder nor a symbolic link")
-    return _File(mode=mode, content=path)
-
-
-def _put(root: _Folder, place: str, node: _Folder | _File | _Link) -> None:
-    """Set ``node`` at ``place``, making the folders above it; folders that meet become one."""
-    parts = PurePosixPath(place).parts[1:]
-    if not parts:
-        if not isinstance(node, _Folder):
-            raise BuildError("a file cannot be the top of a disc", hint="give it a name: `to: /NAME`")
-        root.children.update(node.children)
-        return
-    folder = root
-    for part in parts[:-1]:
-        below = folder.children.setdefault(part, _Folder())
-        if not isinstance(below, _Folder):
-            raise BuildError(f"{place}: {part} is a file and a folder on one disc")
-        folder = below
-    there = folder.children.get(parts[-1])
-    if isinstance(there, _Folder) and isinstance(node, _Folder):
-        there.children.update(node.children)
-    elif there is not None:
-        raise BuildError(f"two things stand at {place} on one disc")
-    else:
-        folder.children[parts[-1]] = node
-
-
-def _sums(root: _Folder, at: PurePosixPath) -> str:
-    """Every file's SHA-256 as ``sha256sum -c`` reads it, names relative to the list's own folder."""
-    lines = []
-    for place, node in _files(root, "/"):
-        digest = _digest(node.content)
-        name = posixpath.relpath(place, at.parent)
-        escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
-        mark = "\\" if escaped != name else ""
-        lines.append(f"{mark}{digest}  {escaped}\n")
-    return "".join(lines)
-
-
-def _digest(content: Input) -> str:
-    if isinstance(content, Path):
-        return resources.sha256_of(content)
-    digest = hashlib.sha256()
-    for chunk in [content] if isinstance(content, bytes) else content.chunks():
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _parse_sums(text: str) -> Iterator[tuple[str, str]]:
-    """(digest, name) of each line that `_sums` or ``sha256sum`` wrote."""
-    for line in text.splitlines():
-        digest, _, name = line.partition("  ")
-        if digest.startswith("\\"):
-            digest = digest[1:]
-            name = re.sub(r"\\(.)", lambda m: {"n": "\n", "r": "\r"}.get(m[1], m[1]), name)
-        yield digest, name
-
-
-def _files(folder: _Folder, at: str) -> Iterator[tuple[str, _File]]:
-    for name, node in sorted(folder.children.items()):
-        place = posixpath.join(at, name)
-        if isinstance(node, _Folder):
-            yield from _files(node, place)
-        elif isinstance(node, _File):
-            yield place, node
-
-
-# --- names ------------------------------------------------------------------------------------------
-
-
-def plain_name(name: str, taken: set[str], *, folder: bool = False) -> str:
-    """``name`` for plain ISO 9660, level 3: A-Z, 0-9 and _, one dot, short, and not in ``taken``."""
-    stem, dot, extension = name.rpartition(".")
-    if folder or not stem:
-        stem, dot, extension = name, "", ""
-    stem = re.sub(r"[^A-Z0-9_]", "_", stem.upper())
-    extension = re.sub(r"[^A-Z0-9_]", "_", extension.upper())[:_EXTENSION]
-    for number in itertools.count():
-        tail = f"_{number}" if number else ""
-        made = stem[: _STEM - len(tail)] + tail + (f".{extension}" if dot else "")
-        if made not in taken:
-            return made
-    raise AssertionError
-
-
-def joliet_name(name: str, taken: set[str]) -> str:
-    """``name`` for Joliet: 64 bytes at most, nothing that Windows refuses, and not in ``taken`` in any case.
-
-    ``taken`` holds case-folded names.
+    Raises BuildError for what is not a disc, is damaged, or has no such names, as other programs' discs may.
     """
-    clean = _NOT_JOLIET.sub("_", name)
-    stem, dot, extension = clean.rpartition(".")
-    if not stem or len(extension.encode()) > 16:
-        stem, dot, extension = clean, "", ""
-    for number in itertools.count():
-        tail = (f"~{number}" if number else "") + dot + extension
-        room = _JOLIET - len(tail.encode())
-        made = stem.encode()[:room].decode(errors="ignore") + tail
-        if made.casefold() not in taken:
-            return made
-    raise AssertionError
+    with _opened(disc, str(disc)) as iso:
+        if not iso.has_rock_ridge():
+            raise BuildError(
+                f"{disc} has no Rock Ridge names: it was not made for Linux, and not by this program",
+                hint=f"isoinfo -l -i {disc}    lists it by its plain names",
+            )
+        volume = iso.pvd.volume_identifier.decode("ascii", "replace").rstrip()
+        return Contents(volume=volume, entries=tuple(_entries_in(iso, "/")))
 
 
 # --- pycdlib ----------------------------------------------------------------------------------------
 
 
-def _master(volume: str, root: _Folder, to: Path) -> None:
-    iso = pycdlib.PyCdlib()
+def _master(definition: DiscDefinition, root: Folder, to: Path, boot: Boot | None) -> None:
+    volume = definition.volume
+    iso: Any = pycdlib.PyCdlib()
     try:
         # Rock Ridge 1.09 is what every reader knows; 1.12 adds only file serial numbers.
         iso.new(
@@ -310,44 +163,172 @@ def _master(volume: str, root: _Folder, to: Path) -> None:
             rock_ridge="1.09",
             app_ident_str="CONDA-APPLIANCE",
         )
-        _add(iso, root, "", "")
-        iso.write(str(to), blocksize=_BLOCK)
+        tree = _Tree(iso)
+        tree.add(root, "", "", "")
+        if boot is not None:
+            _make_bootable(iso, definition.sums, boot, tree.texts)
+        with to.open("wb", buffering=_BLOCK) as file:
+            iso.write_fp(_Output(file), blocksize=_BLOCK)
+        os.truncate(to, to.stat().st_size + _PADDING)
+        if boot is not None:
+            _write_mbr(iso, boot, to)
     except PyCdlibException as error:
         raise BuildError(f"the disc {volume} cannot be written: {error}") from error
     finally:
         iso.close()
 
 
-def _add(iso: Any, folder: _Folder, plain: str, joliet: str) -> None:
-    """Add what ``folder`` holds; ``plain`` and ``joliet`` are its own paths in the two sets of names."""
-    plain_taken: set[str] = set()
-    joliet_taken: set[str] = set()
-    for name, node in sorted(folder.children.items()):
-        _require_unicode(name)
-        short = plain_name(name, plain_taken, folder=isinstance(node, _Folder))
-        plain_taken.add(short)
-        iso_path = f"{plain}/{short}"
-        if isinstance(node, _Link):
-            iso.add_symlink(symlink_path=f"{iso_path};1", rr_symlink_name=name, rr_path=node.target)
-            continue
-        wide = joliet_name(name, joliet_taken)
-        joliet_taken.add(wide.casefold())
-        both = {"rr_name": name, "joliet_path": f"{joliet}/{wide}"}
-        if isinstance(node, _Folder):
-            iso.add_directory(iso_path=iso_path, file_mode=stat.S_IFDIR | node.mode, **both)
-            _add(iso, node, iso_path, f"{joliet}/{wide}")
+def _make_bootable(iso: Any, sums: str | None, boot: Boot, texts: Mapping[str, io.BytesIO]) -> None:
+    """Add the boot catalog, and tell GRUB's image where on the disc it stands: known when all else is added.
+
+    That changes its digest, so the one in ``sums`` changes with it: it is as long.
+    """
+    for place, efi in ((boot.bios, False), (boot.efi, True)):
+        iso.add_eltorito(
+            iso.full_path_from_dirrecord(iso.get_record(rr_path=place)),
+            "/BOOT.CAT;1",
+            rr_bootcatname="boot.cat",
+            joliet_bootcatfile="/boot.cat",
+            boot_load_size=None if efi else 4,
+            efi=efi,
+        )
+    iso.force_consistency()
+    image = texts[boot.bios]
+    before = image.getvalue()
+    after = hybrid.bios_image(before, sector=iso.get_record(rr_path=boot.bios).extent_location())
+    image.getbuffer()[:] = after
+    if sums is not None:
+        old, new = (hashlib.sha256(one).hexdigest().encode() for one in (before, after))
+        text = texts[sums]
+        text.getbuffer()[:] = text.getvalue().replace(old, new)
+
+
+def _write_mbr(iso: Any, boot: Boot, disc: Path) -> None:
+    """Let a disc start from a stick too. Its first sixteen sectors are for such use (ECMA-119, 6.2.1)."""
+    efi = iso.get_record(rr_path=boot.efi)
+    with disc.open("r+b") as file:
+        file.write(
+            hybrid.mbr(
+                boot.mbr,
+                bios_sector=iso.get_record(rr_path=boot.bios).extent_location(),
+                efi_sector=efi.extent_location(),
+                efi_size=efi.get_data_length(),
+                size=disc.stat().st_size,
+                identity=boot.identity,
+            )
+        )
+
+
+@dataclass
+class _Tree:
+    """What is being added to a disc."""
+
+    iso: Any
+    #: The plain paths of each file that has several names on this disc, by its inode.
+    names: dict[tuple[int, int], list[str]] = field(default_factory=dict)
+    #: The files that are bytes, by their real paths: they may be changed until the disc is written.
+    texts: dict[str, io.BytesIO] = field(default_factory=dict)
+
+    def add(self, folder: Folder, plain: str, joliet: str, real: str) -> None:
+        """Add what ``folder`` holds; ``plain``, ``joliet`` and ``real`` are its own paths in the three alphabets."""
+        plain_names, joliet_names = Names(), Names()
+        for name, node in sorted(folder.children.items()):
+            _require_readable(name)
+            path = f"{plain}/{plain_names.plain(name, folder=isinstance(node, Folder))}"
+            if isinstance(node, Link):
+                self.iso.add_symlink(symlink_path=f"{path};1", rr_symlink_name=name, rr_path=node.target)
+                self._own(f"{path};1", node)
+                continue
+            wide = f"{joliet}/{joliet_names.joliet(name)}"
+            if isinstance(node, Folder):
+                mode = stat.S_IFDIR | node.mode
+                self.iso.add_directory(iso_path=path, rr_name=name, joliet_path=wide, file_mode=mode)
+                self._own(path, node)
+                self.add(node, path, wide, f"{real}/{name}")
+            else:
+                if isinstance(node.content, bytes):
+                    self.texts[f"{real}/{name}"] = io.BytesIO(node.content)
+                self._add_file(node, self.texts.get(f"{real}/{name}"), f"{path};1", name, wide)
+
+    def _add_file(self, file: File, text: io.BytesIO | None, path: str, name: str, joliet: str) -> None:
+        known = self.names.setdefault(file.inode, []) if file.inode and _is_linkable(file) else []
+        mode = stat.S_IFREG | file.mode
+        if known:
+            self.iso.add_hard_link(iso_old_path=known[0], iso_new_path=path, rr_name=name)
+            self.iso.add_hard_link(iso_old_path=known[0], joliet_new_path=joliet)
         else:
-            _add_file(iso, node, iso_path=f"{iso_path};1", **both)
+            self._add_data(file, text, iso_path=path, rr_name=name, joliet_path=joliet, file_mode=mode)
+        self._own(path, file)
+        known.append(path)
+        if len(known) > 1:
+            self._attributes(path)[0].posix_file_mode = mode
+            for one in known:
+                self._attributes(one)[0].posix_file_links = len(known)
+
+    def _add_data(self, file: File, text: io.BytesIO | None, **about: Any) -> None:
+        content = file.content
+        if isinstance(content, bytes):
+            self.iso.add_fp(text, len(content), **about)
+        elif isinstance(content, Path):
+            self.iso.add_file(str(content), **about)
+        else:
+            self.iso.add_fp(_Reader(content), content.size, **about)
+
+    def _own(self, path: str, node: Folder | File | Link) -> None:
+        """Note the owner, where it is not root; pycdlib takes none from its caller."""
+        if node.owner == (0, 0):
+            return
+        for about in self._attributes(path):
+            about.posix_user_id, about.posix_group_id = node.owner
+
+    def _attributes(self, path: str) -> list[Any]:
+        """What Rock Ridge says of a path's mode, owner and number of names (its PX entries).
+
+        A folder has one in its own ``.`` too, which is what Linux reads, and one more where it was moved to.
+        """
+        records = [self.iso.get_record(iso_path=path)]
+        if (moved := records[0].rock_ridge.cl_to_moved_dr) is not None:
+            records.append(moved)
+        records += [record.children[0] for record in records if record.is_dir() and record.children]
+        entries = [record.rock_ridge for record in records]
+        return [one.dr_entries.px_record or one.ce_entries.px_record for one in entries]
 
 
-def _add_file(iso: Any, file: _File, **paths: str) -> None:
-    mode = stat.S_IFREG | file.mode
-    if isinstance(file.content, bytes):
-        iso.add_fp(io.BytesIO(file.content), len(file.content), file_mode=mode, **paths)
-    elif isinstance(file.content, Path):
-        iso.add_file(str(file.content), file_mode=mode, **paths)
-    else:
-        iso.add_fp(_Reader(file.content), file.content.size, file_mode=mode, **paths)
+def _is_linkable(file: File) -> bool:
+    """Whether a second name can share the data: not above 4 GiB, where a file has more than one record a name."""
+    return isinstance(file.content, Path) and file.content.stat().st_size <= _LARGEST_EXTENT
+
+
+class _Output:
+    """The file that pycdlib writes a disc to: small files go in many at once, and zeroes become holes.
+
+    pycdlib seeks before and after each file, which would empty a buffer each time; only what leads elsewhere is done.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._at = self._end = 0
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        to = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._end}[whence]
+        if self._at == self._end and 0 < to - self._at < _SECTOR:
+            self.write(bytes(to - self._at))
+        elif to != self._at:
+            self._file.seek(to)
+        self._at = to
+        return to
+
+    def write(self, data: bytes) -> int:
+        self._at += len(data)
+        if data == _ZEROES:  # what follows is written, if only the last byte of the disc
+            self._file.seek(self._at)
+        else:
+            self._file.write(data)
+        self._end = max(self._end, self._at)
+        return len(data)
 
 
 class _Reader(io.RawIOBase):
@@ -376,11 +357,16 @@ class _Reader(io.RawIOBase):
         return made
 
 
-def _require_unicode(name: str) -> None:
+def _require_readable(name: str) -> None:
     try:
-        name.encode()
+        size = len(name.encode())
     except UnicodeEncodeError:
         raise BuildError(f"{name!r} cannot be put on a disc: the name is not UTF-8") from None
+    if size > _LONGEST:
+        raise BuildError(
+            f"{name!r} cannot be put on a disc: the name has {size} bytes, and Linux cuts one off that has more "
+            f"than {_LONGEST}"
+        )
 
 
 @contextmanager
@@ -388,7 +374,8 @@ def _opened(disc: Path, shown: str) -> Iterator[Any]:
     """The disc, open for reading; what pycdlib cannot read is told as our own error."""
     iso = pycdlib.PyCdlib()
     try:
-        iso.open(str(disc))
+        with _uncollected():
+            iso.open(str(disc))
     except (OSError, PyCdlibException) as error:
         raise BuildError(f"{shown} cannot be read as a disc: {error}") from error
     try:
@@ -409,14 +396,40 @@ def _files_in(iso: Any, folder: str) -> dict[str, list[_Extent]]:
     pycdlib finds some extent of a large file by its Rock Ridge name, not always the first; a listing has
     the first.
     """
-    found: dict[str, list[_Extent]] = {}
-    for record in iso.list_children(rr_path=folder):
-        if record.is_file() and record.rock_ridge is not None:
-            extents = found[record.rock_ridge.name().decode()] = []
-            while record is not None:
-                extents.append((record.extent_location() * _SECTOR, record.data_length))
-                record = record.data_continuation
-    return found
+    return {
+        record.rock_ridge.name().decode(): [
+            (one.extent_location() * _SECTOR, one.data_length) for one in _records(record)
+        ]
+        for record in iso.list_children(rr_path=folder)
+        if record.is_file() and record.rock_ridge is not None
+    }
+
+
+def _records(record: Any) -> Iterator[Any]:
+    """The records of one file, from its first."""
+    while record is not None:
+        yield record
+        record = record.data_continuation
+
+
+def _entries_in(iso: Any, folder: str) -> Iterator[Entry]:
+    """All that is below ``folder``, sorted."""
+    records = {
+        record.rock_ridge.name().decode("utf-8", "surrogateescape"): record
+        for record in iso.list_children(rr_path=folder)
+        if record is not None and not record.is_dot() and not record.is_dotdot()
+    }
+    for name, record in sorted(records.items()):
+        path, about = posixpath.join(folder, name), record.rock_ridge
+        if (
+            path == "/rr_moved"
+        ):  # where Rock Ridge keeps what lies deeper than ISO 9660 allows; it is met at its place
+            continue
+        target = about.symlink_path().decode("utf-8", "surrogateescape") if about.is_symlink() else ""
+        size = sum(one.data_length for one in _records(record)) if record.is_file() and not target else 0
+        yield Entry(path=path, mode=about.get_file_mode(), size=size, target=target)
+        if record.is_dir():
+            yield from _entries_in(iso, path)
 
 
 def _read(file: IO[bytes], extents: list[_Extent]) -> Iterator[bytes]:
@@ -425,6 +438,24 @@ def _read(file: IO[bytes], extents: list[_Extent]) -> Iterator[bytes]:
         while length and (chunk := file.read(min(_BLOCK, length))):
             length -= len(chunk)
             yield chunk
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Look for no garbage while the block runs, and once at its end.
+
+    pycdlib keeps a few objects for each path, which refer to each other. To go through all of them again and again as
+    they become more takes a third of the time; to keep those of a disc that is written while it is read back, twice
+    the memory.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+        gc.collect()
 
 
 _writing = threading.Lock()

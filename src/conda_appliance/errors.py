@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+#: What to do when a disk of this host is full.
+DISK_FULL = "free space, `conda-appliance clean`, or use --out and CONDA_APPLIANCE_CACHE to work elsewhere"
+
 
 class ApplianceError(Exception):
     """Base of all errors. ``message``: what and why; ``hint``: the next step."""

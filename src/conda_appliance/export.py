@@ -1,55 +1,220 @@
-"""A provisioned disk image → the artifacts that a definition asks for."""
+"""A provisioned disk image → the artifacts that a definition asks for, side by side."""
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from conda_appliance import process, resources
+from conda_appliance import diskforms, formats, layers, ova, process, resources
+from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import BuildError
+from conda_appliance.manifest import ArtifactRecord
+
+#: What takes longest is begun first, so that nothing large is left for one processor at the end.
+_SLOWEST = ("vmdk", "gce", "raw.zst", "qcow2")
+#: What is as long as the machine's disk: its size is what holes leave of it.
+_SPARSE = ("raw", "vhd")
+#: What ``qemu-img check`` can read.
+_CHECKED = ("qcow2", "vmdk", "vhdx", "vdi")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Insert:
+    """A file that is written into a disk: ``at`` in bytes from its start."""
+
+    path: Path
+    at: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """A file that ships: ``size`` is what it takes as a file, ``virtual_size`` what the machine sees, in bytes."""
+    """A file that ships, and its record in the manifest."""
 
     path: Path
-    format: str
-    size: int
-    virtual_size: int
-    sha256: str
+    record: ArtifactRecord
 
 
-#: qemu-img's words for each format. zstd: a quarter of zlib's time for the same size; read by QEMU 5.1 and later.
-_OPTIONS = {
-    "qcow2": ["-c", "-o", "compression_type=zstd", "-W", "-m", "2"],
-    "raw": ["-S", "64k"],
-}
+def tools(forms: Sequence[str]) -> tuple[str, ...]:
+    """The programs of the host that this module needs to make ``forms``."""
+    disks = ("qemu-img",) if any(map(formats.is_disk, forms)) else ()
+    return (*disks, *(tool for form in forms for tool in formats.BY_NAME[form].tools))
 
 
-def tools() -> tuple[str, ...]:
-    """The programs of the host that this module needs."""
-    return ("qemu-img",)
+def source_of(disk: str, form: str, compression: str, *more: str) -> str:
+    """What names an artifact before it is made: the digest of its disk, the format, and how it is written."""
+    return layers.digest_of([disk, form, diskforms.words(form, compression), *more])
 
 
-def export(disk: Path, form: str, to: Path) -> Artifact:
-    """Write ``disk`` (any format, with its backing files) as one file of its own; zeroes take no space.
+@dataclass(frozen=True, kw_only=True)
+class Exporter:
+    """Makes the forms of one disk.
 
-    Raises BuildError when what was written is not sound.
+    ``disk`` is in any format that QEMU reads, with its backing files; ``key`` names its content where it is the same
+    each time, and ``identity`` the build. ``inserts`` are yet to be written into it; what is around them, whose digest
+    is ``around``, is for qcow2 and raw converted once and kept in ``store``. ``earlier`` finds an artifact of an
+    earlier result by its `source_of`. ``epoch`` (seconds since 1970) is every time stamp; ``project`` may have
+    templates of its own; ``work`` is a folder for what is only needed meanwhile.
     """
-    process.run(["qemu-img", "convert", "-O", form, *_OPTIONS[form], disk, to])
-    if form == "qcow2":
-        checked = process.run(["qemu-img", "check", "--output=json", to], check=False)
+
+    image: ImageDefinition
+    disk: Path
+    format: str = "raw"
+    key: str = ""
+    identity: str
+    inserts: Sequence[Insert] = ()
+    around: str = ""
+    store: layers.Store | None = None
+    epoch: int
+    project: Path | None = None
+    work: Path
+    earlier: Callable[[str], Artifact | None] = lambda _source: None
+
+    def every(
+        self, forms: Sequence[str], into: Path, progress: Callable[[str], None] = lambda _text: None
+    ) -> tuple[list[Artifact], list[str]]:
+        """Make ``forms`` in the folder ``into``; returns them in that order, and which were taken as they were.
+
+        One that an earlier result has, made from the same disk, is copied. Raises BuildError for what is not sound.
+        """
+        made: dict[str, Artifact] = {}
+        taken: list[str] = []
+        for form in forms:
+            if there := self.earlier(source) if (source := self._source(form)) else None:
+                made[form] = take(there, into / self._name(form))
+                taken.append(form)
+        missing = [form for form in forms if form not in made]
+        wanted = sorted(
+            {*missing} - {"ova"} | ({"vmdk"} if "ova" in missing and "vmdk" not in made else set()),
+            key=lambda form: (_SLOWEST.index(form) if form in _SLOWEST else len(_SLOWEST), form),
+        )
+        self.work.mkdir(exist_ok=True)
+        whole = self._whole(wanted)
+
+        def one(form: str) -> Artifact:
+            to = (into if form in forms else self.work) / self._name(form)
+            artifact = self._made(form, to, whole)
+            left.remove(form)
+            progress(f"still at {', '.join(left)}" if left else "")
+            return artifact
+
+        left = list(wanted)
+        progress(f"making {', '.join(left)}")
+        done = process.side_by_side(
+            *(partial(one, form) for form in wanted),
+            workers=os.cpu_count() or 1,
+        )
+        made |= dict(zip(wanted, done, strict=True))
+        if "ova" in missing:
+            made["ova"] = self._ova(made["vmdk"], into / self._name("ova"))
+        resources.remove(self.work)
+        return [made[form] for form in forms], taken
+
+    def _name(self, form: str) -> str:
+        return formats.file_name(form, name=self.image.name, version=self.image.version)
+
+    def _source(self, form: str) -> str:
+        """`source_of` a form, or nothing for a disk that is another one each time."""
+        if not self.key:
+            return ""
+        if form in ("qcow2", "raw"):
+            return source_of(self.key, form, self.image.disk.compression)
+        code = str(layers.code(diskforms.__file__, ova.__file__))
+        if form == "ova":
+            text = ova.descriptor(self.image, disk="", size=0, project=self.project)
+            return layers.digest_of([source_of(self.key, "vmdk", "", str(self.epoch), code), "ova", text])
+        return source_of(self.key, form, "", str(self.epoch), code)
+
+    def _whole(self, forms: Sequence[str]) -> Path:
+        """The disk with all that is in it, raw where one of ``forms`` wants that."""
+        if self.inserts and {*forms} - {"qcow2", "raw"}:
+            whole = self.work / "disk.raw"
+            layers.copy(self.disk, whole)
+            for insert in self.inserts:
+                _insert(insert, "raw", whole)
+            return whole
+        if self.format != "raw" and {*forms} & {*diskforms.FROM_RAW}:
+            whole = self.work / "disk.raw"
+            diskforms.write(self.disk, "raw", whole, seed="", epoch=0)
+            return whole
+        return self.disk
+
+    def _made(self, form: str, to: Path, whole: Path) -> Artifact:
+        if self.inserts and form in ("qcow2", "raw"):
+            self._around(form, to)
+        else:
+            diskforms.write(
+                whole,
+                form,
+                to,
+                seed=self.key or self.identity,
+                epoch=self.epoch,
+                compression=self.image.disk.compression,
+            )
+        return artifact(to, form, size=self.image.disk.size, source=self._source(form))
+
+    def _around(self, form: str, to: Path) -> None:
+        """A copy of what is around the inserts, from the cache or converted now, and they in it."""
+        assert self.store is not None
+        compression = self.image.disk.compression
+        kept = self.store.get(
+            form,
+            {"disk": source_of(self.around, form, compression)},
+            lambda made, _work: diskforms.write(
+                self.disk, form, made, seed="", epoch=0, compression=compression
+            ),
+            name=f"disk.{form}",
+            quiet=True,
+        )
+        layers.copy(kept.path, to)
+        for insert in self.inserts:
+            _insert(insert, form, to)
+
+    def _ova(self, vmdk: Artifact, to: Path) -> Artifact:
+        ova.write(vmdk.path, vmdk.record.sha256, to, self.image, epoch=self.epoch, project=self.project)
+        return artifact(to, "ova", size=self.image.disk.size, source=self._source("ova"))
+
+
+def artifact(path: Path, form: str, *, size: int, source: str = "") -> Artifact:
+    """The file of a form with its record; ``size`` is the machine's disk in bytes, where QEMU does not read it.
+
+    Raises BuildError when it is not sound, or no disk of its own.
+    """
+    driver = formats.BY_NAME[form].qemu
+    if form in _CHECKED:
+        checked = process.run(["qemu-img", "check", "--output=json", "-f", driver, path], check=False)
         if checked.returncode != 0:
-            raise BuildError(f"qemu-img finds {to.name} unsound:\n{checked.stdout}{checked.stderr}")
-    about = json.loads(process.run(["qemu-img", "info", "--output=json", to]).stdout)
-    if about.get("backing-filename"):
-        raise BuildError(f"{to.name} still needs {about['backing-filename']}: it is no image of its own")
-    return Artifact(
-        path=to,
+            raise BuildError(f"qemu-img finds {path.name} unsound:\n{checked.stdout}{checked.stderr}")
+    if driver:
+        about = json.loads(process.run(["qemu-img", "info", "--output=json", "-f", driver, path]).stdout)
+        if about.get("backing-filename"):
+            raise BuildError(
+                f"{path.name} still needs {about['backing-filename']}: it is no image of its own"
+            )
+        size = int(about["virtual-size"])
+    record = ArtifactRecord(
+        file=path.name,
         format=form,
-        size=int(about["actual-size"]) if form == "raw" else to.stat().st_size,
-        virtual_size=int(about["virtual-size"]),
-        sha256=resources.sha256_of(to),
+        size=path.stat().st_blocks * 512 if form in _SPARSE else path.stat().st_size,
+        virtual_size=size,
+        sha256=resources.sha256_of(path),
+        source=source,
     )
+    return Artifact(path=path, record=record)
+
+
+def _insert(one: Insert, form: str, to: Path) -> None:
+    """Write a file into a disk image that is there; the rest of it stays as it is."""
+    size = -(-one.path.stat().st_size // 512) * 512
+    place = os.fspath(to).replace(",", ",,")
+    target = f"driver=raw,offset={one.at},size={size},file.driver={form},file.file.filename={place}"
+    process.run(["qemu-img", "convert", "-n", "--target-image-opts", "-f", "raw", one.path, target])
+
+
+def take(there: Artifact, to: Path) -> Artifact:
+    """A copy of an artifact that an earlier result has."""
+    layers.copy(there.path, to)
+    return Artifact(path=to, record=there.record.model_copy(update={"file": to.name}))

@@ -6,17 +6,18 @@ so that the same content is the same bytes.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from conda_appliance import resources
 from conda_appliance.errors import LockError
 
-#: libyaml's safe loader where PyYAML was built with it: ten times as fast on a lock of 300 packages.
+#: libyaml's safe loader and dumper where PyYAML was built with it: ten times as fast on a lock of 300 packages.
 _FastLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_FastDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 #: The version of the lock's own shape.
 VERSION = 1
@@ -104,6 +105,19 @@ class Lock(_Part):
     conda: CondaSection
 
     @property
+    def text(self) -> str:
+        """The lock as YAML text; the same lock gives the same text."""
+        head = "# Written by conda-appliance; `conda-appliance lock` renews it. Builds read this and nothing newer.\n"
+        body = yaml.dump(
+            self.model_dump(mode="json", exclude_none=True),
+            Dumper=_FastDumper,
+            sort_keys=False,
+            width=4096,
+            allow_unicode=True,
+        )
+        return head + str(body)
+
+    @property
     def downloads(self) -> int:
         """How many bytes the lock's packages have together."""
         debian = self.debian.packages if self.debian else ()
@@ -116,26 +130,9 @@ def path_for(definition: Path) -> Path:
     return definition.with_suffix(".lock")
 
 
-def dump(lock: Lock) -> str:
-    """The lock as YAML text; the same lock gives the same text."""
-    head = "# Written by conda-appliance; `conda-appliance lock` renews it. Builds read this file and nothing newer.\n"
-    body = yaml.safe_dump(
-        lock.model_dump(mode="json", exclude_none=True),
-        sort_keys=False,
-        width=4096,
-        allow_unicode=True,
-    )
-    return head + str(body)
-
-
 def write(lock: Lock, path: Path) -> None:
     """Write ``path`` in one step: readers see the old lock or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(dump(lock), encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    resources.write(path, lock.text)
 
 
 def read(path: Path) -> Lock:

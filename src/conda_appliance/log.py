@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -41,11 +42,11 @@ class Step:
         """Add ``text`` to the line that closes the step."""
         self.notes.append(text)
 
-    def show(self) -> None:
-        """Show how far the step is and for how long it has run."""
+    def show(self, *, live: bool) -> None:
+        """Show how far the step is and for how long it has run, on a line that is overwritten if ``live``."""
         seconds = time.monotonic() - self.started
         line = f"{self.title}: {self.text}" if self.text else self.title
-        if console.is_terminal:
+        if live:
             width = max(20, console.width - 14)
             sys.stderr.write(f"\r\x1b[K  … {line[:width]} ({seconds:.0f} s)")
             sys.stderr.flush()
@@ -61,20 +62,41 @@ class Timing:
     seconds: float
 
 
-#: What has run in this process, for the summary that ends a build.
-timings: list[Timing] = []
+@dataclass(kw_only=True)
+class Work:
+    """What one build of several says: its steps are marked with ``name`` and gathered in ``timings``."""
+
+    name: str = ""
+    timings: list[Timing] = field(default_factory=list)
+
+
+_work: ContextVar[Work] = ContextVar("work", default=Work())  # noqa: B039 (steps outside of any build)
+
+
+@contextmanager
+def gathered(name: str = "") -> Iterator[Work]:
+    """Gather the steps of this thread while the block runs; ``name`` goes before each where several run at once."""
+    current = Work(name=name)
+    token = _work.set(current)
+    try:
+        yield current
+    finally:
+        _work.reset(token)
 
 
 @contextmanager
 def step(title: str) -> Iterator[Step]:
     """Show ``title`` while the block runs, then its time; a failure is marked and raised on."""
-    console.print(f"[bold]→[/bold] {escape(title)}")
-    current = Step(title)
+    gathering = _work.get()
+    shown = f"{gathering.name}: {title}" if gathering.name else title
+    live = console.is_terminal and not gathering.name  # several live lines would overwrite each other
+    console.print(f"[bold]→[/bold] {escape(shown)}")
+    current = Step(shown)
     done = threading.Event()
 
     def tick() -> None:
-        while not done.wait(LIVE_INTERVAL if console.is_terminal else QUIET_INTERVAL):
-            current.show()
+        while not done.wait(LIVE_INTERVAL if live else QUIET_INTERVAL):
+            current.show(live=live)
 
     ticker = threading.Thread(target=tick, daemon=True)
     ticker.start()
@@ -86,10 +108,11 @@ def step(title: str) -> Iterator[Step]:
     finally:
         done.set()
         ticker.join()
-        _clear_line()
+        if live:
+            _clear_line()
         seconds = time.monotonic() - current.started
-        timings.append(Timing(title=title, seconds=seconds))
-        console.print(f"{mark} {escape(title)}{words} [dim]({seconds:.1f} s)[/dim]")
+        gathering.timings.append(Timing(title=title, seconds=seconds))
+        console.print(f"{mark} {escape(shown)}{words} [dim]({seconds:.1f} s)[/dim]")
 
 
 def info(text: str) -> None:
@@ -108,6 +131,5 @@ def error(text: str) -> None:
 
 
 def _clear_line() -> None:
-    if console.is_terminal:
-        sys.stderr.write("\r\x1b[K")
-        sys.stderr.flush()
+    sys.stderr.write("\r\x1b[K")
+    sys.stderr.flush()

@@ -15,18 +15,22 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import paramiko
-
-from conda_appliance import process, qemu
+from conda_appliance import lazy, process, qemu
 from conda_appliance.accelerator import Accelerator
 from conda_appliance.accelerator import accelerator as accelerator  # also ours to others
 from conda_appliance.errors import BuildError, CommandFailed, UsageError
 from conda_appliance.process import Completed
 from conda_appliance.qemu import Firmware, Forward
+
+if TYPE_CHECKING:
+    import paramiko
+else:
+    paramiko = lazy.module("paramiko")
 
 #: How long a machine may take from power-on to SSH, in seconds, where the processor runs it (KVM);
 #: `Accelerator.patience` times as long under emulation.
@@ -40,9 +44,23 @@ POWER_OFF_TIMEOUT = 30.0
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 
+#: A machine under emulation wants two processors; builds that run side by side take turns.
+_SLOTS = threading.Semaphore(max(1, (os.cpu_count() or 1) // 2))
+
+
+def slot() -> threading.Semaphore:
+    """What is held (``with slot():``) while a machine runs that is not a person's own."""
+    return _SLOTS
+
+
 def tools() -> list[str]:
     """The host's programs that a machine needs."""
     return ["qemu-system-x86_64", "qemu-img", "ssh-keygen"]
+
+
+def processors() -> int:
+    """How many processors a machine gets: two where the host has them."""
+    return min(2, os.cpu_count() or 1)
 
 
 def new_key(folder: Path, comment: str = "conda-appliance") -> Path:
@@ -97,9 +115,18 @@ class Machine:
         return self.work / "known_hosts"
 
     @property
+    def patience(self) -> float:
+        """How much longer than under KVM to wait for it."""
+        return self.accelerator.patience
+
+    @property
     def running(self) -> bool:
         """Whether QEMU runs."""
         return self._qemu.poll() is None
+
+    def cpu_seconds(self) -> float:
+        """The processor time that QEMU has used: the machine's own, whatever else the host did meanwhile."""
+        return process.cpu_seconds(self._qemu.pid)
 
     def wait_for_ssh(
         self,
@@ -194,6 +221,44 @@ class Machine:
                 self._qemu.wait(timeout=10)
             return False
 
+    def eject(self, drive: int = 0, *, timeout: float = 60.0) -> None:
+        """Press the button of a CD drive and take the disc out; a guest that has it mounted is asked first.
+
+        Raises BuildError when the guest has not opened the drive within ``timeout`` seconds.
+        """
+        with suppress(BuildError):  # locked: QEMU has passed the wish on
+            self._control.execute("eject", {"id": f"cd{drive}"})
+        deadline = time.monotonic() + timeout
+        while not self._is_open(drive):
+            if time.monotonic() > deadline:
+                raise self._failure(f"the guest did not open its CD drive within {timeout:.0f} s")
+            time.sleep(0.2)
+        self._control.execute("blockdev-remove-medium", {"id": f"cd{drive}"})
+
+    def _is_open(self, drive: int) -> bool:
+        found = self._control.execute("query-block")
+        return any(one.get("qdev") == f"cd{drive}" and one.get("tray_open") for one in found)
+
+    def insert(self, disc: Path, drive: int = 0) -> None:
+        """Put a disc into a CD drive that is empty."""
+        about = {"filename": os.fspath(disc.resolve()), "format": "raw", "read-only-mode": "read-only"}
+        self._control.execute("blockdev-change-medium", {"id": f"cd{drive}", **about})
+
+    def unplug(self, drive: int = 0) -> None:
+        """Take a CD drive away with the disc in it, as a stick is pulled: the guest is told afterwards."""
+        self._control.execute("device_del", {"id": f"cd{drive}"})
+
+    def plug(self, disc: Path, drive: int = 0) -> None:
+        """Plug a CD drive in again that was taken away, with a disc in it."""
+        name = f"plugged-{time.monotonic_ns()}"
+        file = {"driver": "file", "filename": os.fspath(disc.resolve()), "read-only": True}
+        self._control.execute(
+            "blockdev-add", {"driver": "raw", "node-name": name, "read-only": True, "file": file}
+        )
+        self._control.execute(
+            "device_add", {"driver": "scsi-cd", "id": f"cd{drive}", "bus": "scsi.0", "drive": name}
+        )
+
     def wait(self) -> int:
         """Wait until the machine is powered off from within; QEMU's exit status."""
         return self._qemu.wait()
@@ -202,7 +267,7 @@ class Machine:
         client = paramiko.SSHClient()
         self.known_hosts.touch(mode=0o600)
         client.load_host_keys(os.fspath(self.known_hosts))
-        client.set_missing_host_key_policy(paramiko.AutoAddPolicy())  # noqa: S507  (see ssh_argv)
+        client.set_missing_host_key_policy(paramiko.AutoAddPolicy())
         try:
             client.connect(
                 "127.0.0.1",
@@ -257,18 +322,23 @@ def boot(
     work: Path,
     firmware: Firmware = "bios",
     seed: Path | None = None,
+    discs: Sequence[Path] = (),
     memory_mib: int = 1024,
     cpus: int | None = None,
     ssh_port: int | None = None,
     forwards: Sequence[int] = (),
     accelerated_by: Accelerator | None = None,
     name: str = "appliance",
+    arrived: qemu.Arrived | None = None,
+    attached: qemu.Attachment = "disk",
 ) -> Iterator[Machine]:
     """A machine that runs while the block does, from an overlay of ``image`` (qcow2 or raw) in ``work``.
 
-    ``seed`` is a cloud-init NoCloud disc. ``ssh_port`` is the port of 127.0.0.1 that leads to the guest's SSH;
-    without it, and for the guest's ports in ``forwards``, the kernel picks free ones (see `Machine`). ``cpus``
-    is two where the host has them.
+    ``seed`` is a cloud-init NoCloud disc; ``discs`` lie in CD drives (`Machine.eject`). ``ssh_port`` is the port of
+    127.0.0.1 that leads to the guest's SSH; without it, and for the guest's ports in ``forwards``, the kernel picks
+    free ones (see `Machine`). ``cpus`` is two where the host has them. ``arrived`` gets what the console and the
+    firmware say, when they say it (see `qemu.watch`). An ``image`` that is a disc may be ``attached`` as a
+    CD or a stick.
 
     Raises ToolMissing without QEMU or OVMF, UsageError when a port is in use, BuildError when QEMU does not
     start.
@@ -280,13 +350,19 @@ def boot(
         accelerator=accelerated_by,
         firmware=firmware,
         memory_mib=memory_mib,
-        cpus=cpus or min(2, os.cpu_count() or 1),
+        cpus=cpus or processors(),
         forwards=[Forward(guest=22, host=ssh_port or 0), *(Forward(guest=port) for port in forwards)],
         seed=seed,
+        discs=discs,
         code=code,
+        watched=arrived is not None,
+        attached=attached,
     )
     started = time.monotonic()
-    with process.background(argv, log=work / qemu.LOG, cwd=work) as child:
+    with (
+        qemu.watch(work, arrived) if arrived else nullcontext(),
+        process.background(argv, log=work / qemu.LOG, cwd=work) as child,
+    ):
         control = qemu.connect(work, lambda: child.poll() is None)
         if control is None:
             raise _start_failure(work, argv, child.wait())

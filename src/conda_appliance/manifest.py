@@ -10,13 +10,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from conda_appliance import resources
+from conda_appliance import resources, trees
 from conda_appliance.errors import BuildError
-from conda_appliance.export import Artifact
 from conda_appliance.lock import Lock
 
 NAME = "manifest.json"
 SUMS = "SHA256SUMS"
+_SEEN = ".seen"
 
 
 class _Record(BaseModel):
@@ -24,13 +24,15 @@ class _Record(BaseModel):
 
 
 class ArtifactRecord(_Record):
-    """An artifact by its file name; sizes in bytes."""
+    """An artifact by its file name; sizes in bytes. ``virtual_size`` is the machine's disk, 0 for what is none."""
 
     file: str
     format: str
     size: int
     virtual_size: int
     sha256: str
+    #: What it was made from, where that is the same each time (`export.source_of`).
+    source: str = ""
 
 
 class CheckRecord(_Record):
@@ -53,24 +55,13 @@ class Manifest(_Record):
     id: str
     created: str
     builder: str
-    accelerator: str
+    accelerator: str | None
     artifacts: tuple[ArtifactRecord, ...]
     inputs: dict[str, str]
     tools: dict[str, str]
     packages: dict[str, int]
     check: CheckRecord | None
     steps: dict[str, float]
-
-
-def artifact_record(artifact: Artifact) -> ArtifactRecord:
-    """The record of an artifact."""
-    return ArtifactRecord(
-        file=artifact.path.name,
-        format=artifact.format,
-        size=artifact.size,
-        virtual_size=artifact.virtual_size,
-        sha256=artifact.sha256,
-    )
 
 
 def package_counts(lock: Lock) -> dict[str, int]:
@@ -86,6 +77,8 @@ def write(manifest: Manifest, folder: Path) -> None:
     (folder / NAME).write_text(
         json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8"
     )
+    seen = {record.file: trees.seen(trees.all_of(folder / record.file)) for record in manifest.artifacts}
+    (folder / _SEEN).write_text(json.dumps(seen), encoding="utf-8")
     sums = {record.file: record.sha256 for record in manifest.artifacts}
     for path in (folder / NAME, *sorted(folder.glob("*.lock"))):
         sums[path.name] = resources.sha256_of(path)
@@ -105,11 +98,22 @@ def read(folder: Path) -> Manifest:
 
 
 def damaged(folder: Path, manifest: Manifest) -> list[str]:
-    """The artifacts of a result that are missing or no longer have the bytes that the manifest names."""
+    """The artifacts of a result that are missing or no longer have the bytes that the manifest names.
+
+    One of which the file system says what it said when the manifest was written (`trees.seen`) is not read.
+    """
+    try:
+        seen: dict[str, str] = json.loads((folder / _SEEN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        seen = {}
     return [
         record.file
         for record in manifest.artifacts
-        if not (folder / record.file).is_file() or resources.sha256_of(folder / record.file) != record.sha256
+        if not (folder / record.file).is_file()
+        or (
+            seen.get(record.file) != trees.seen(trees.all_of(folder / record.file))
+            and resources.sha256_of(folder / record.file) != record.sha256
+        )
     ]
 
 
@@ -137,10 +141,8 @@ def summary(manifest: Manifest, folder: Path, seconds: Mapping[str, float]) -> S
     lines = [f"  {title:<{width}}  {spent:7.1f} s" for title, spent in seconds.items()]
     for record in manifest.artifacts:
         lines.append(f"{folder / record.file}")
-        lines.append(
-            f"  {resources.size_text(record.size)} ({resources.size_text(record.virtual_size)} for the machine), "
-            f"SHA-256 {record.sha256}"
-        )
+        disk = f" ({resources.size_text(record.virtual_size)} for the machine)" if record.virtual_size else ""
+        lines.append(f"  {resources.size_text(record.size)}{disk}, SHA-256 {record.sha256}")
     return lines
 
 

@@ -11,8 +11,9 @@ import json
 import tarfile
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from conda_package_streaming import create, package_streaming
@@ -148,8 +149,28 @@ def _path_entry(package: Package, path: Path) -> dict[str, object]:
     return entry
 
 
+def read_files(archive: Path, filename: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """A package's files but ``info/``, as (name, what reads it now); ``filename`` tells the format, as caches may not.
+
+    Raises BuildError for what is neither ``.conda`` nor ``.tar.bz2``.
+    """
+    try:
+        with archive.open("rb") as file:
+            for tar, member in package_streaming.stream_conda_component(filename, file, "pkg"):
+                if member.isfile() and not member.name.startswith("info/"):
+                    yield member.name, partial(_content, tar, member)
+    except ValueError as error:
+        raise BuildError(f"{filename} cannot be read as a package: {error}") from None
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    assert file is not None
+    return file.read()
+
+
 def read_index(path: Path) -> dict[str, str]:
-    """``info/index.json`` of a ``.conda``."""
+    """``info/index.json`` of a package."""
     with path.open("rb") as file:
         for archive, member in package_streaming.stream_conda_component(str(path), file, "info"):
             if member.name == "info/index.json":
@@ -163,10 +184,10 @@ def write_repodata(channel: Path) -> None:
     for subdir in ("linux-64", "noarch"):
         folder = channel / subdir
         folder.mkdir(parents=True, exist_ok=True)
-        packages = {}
-        for path in sorted(folder.glob("*.conda")):
+        packages: dict[str, dict[str, object]] = {".tar.bz2": {}, ".conda": {}}
+        for path in sorted([*folder.glob("*.conda"), *folder.glob("*.tar.bz2")]):
             content = path.read_bytes()
-            packages[path.name] = {
+            packages[".conda" if path.suffix == ".conda" else ".tar.bz2"][path.name] = {
                 **read_index(path),
                 "md5": hashlib.md5(content, usedforsecurity=False).hexdigest(),
                 "sha256": hashlib.sha256(content).hexdigest(),
@@ -174,8 +195,8 @@ def write_repodata(channel: Path) -> None:
             }
         repodata = {
             "info": {"subdir": subdir},
-            "packages": {},
-            "packages.conda": packages,
+            "packages": packages[".tar.bz2"],
+            "packages.conda": packages[".conda"],
             "repodata_version": 1,
         }
         (folder / "repodata.json").write_bytes(_json(repodata))

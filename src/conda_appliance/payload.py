@@ -1,22 +1,18 @@
-"""conda packages → the payload disc: the environments, linked for their final path, as one tar.
-
-A made disc stays in the cache under the hash of all that it depends on, with its SHA-256 beside it.
-"""
+"""conda packages → the linked environments, as a tree, and on the payload disc as one tar."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from conda_appliance import conda, disc, prefix_check, resources
+from conda_appliance import conda, conda_child, disc, disctree, layers, prefix_check, resources
 from conda_appliance.definition import ImageDefinition, load_disc
 from conda_appliance.errors import BuildError, HashMismatch
+from conda_appliance.layers import Layer, Store
 from conda_appliance.lock import Lock
 
 #: How much of a file is read at once, in bytes.
@@ -33,60 +29,148 @@ class Payload:
     made: bool
 
 
+def environment(
+    lock: Lock,
+    archives: Mapping[str, Path],
+    *,
+    store: Store,
+    epoch: int,
+    subject: str = "",
+    progress: Callable[[str], None] = lambda _text: None,
+) -> Layer:
+    """Every environment of ``lock``, linked, as one tree whose root is the machine's: from the cache, or made now.
+
+    ``archives`` are the packages by SHA-256. ``epoch`` (seconds since 1970) is every time stamp.
+    Raises HashMismatch naming a damaged package or file of a cached tree; BuildError as `conda.link` does.
+    """
+    sections = sorted(lock.conda.environments.items(), key=lambda one: one[1].prefix)
+    same: layers.Parts = {
+        "epoch": str(epoch),
+        "code": layers.code(
+            __file__, *(str(module.__file__) for module in (conda, conda_child, prefix_check))
+        ),
+        "tools": {"py-rattler": metadata.version("py-rattler")},
+    }
+    parts: layers.Parts = {
+        **same,
+        "packages": {
+            f"{name}/{package.name}": f"{package.version} {package.build} {package.sha256}"
+            for name, section in sections
+            for package in section.packages
+        },
+        # The order of linking, and what records say of a package beside its archive.
+        "records": layers.digest_of(section.model_dump(mode="json") for _, section in sections),
+    }
+    found = store.find("environment", parts, subject=subject)
+    if found is not None:
+        return found
+    # What most changes leave as it is need not be linked again.
+    earlier = store.before("environment", subject, same)
+
+    def make(to: Path, work: Path) -> None:
+        for name, section in sections:
+            progress(f"linking {len(section.packages)} packages into {name}")
+            conda.link(
+                section.packages,
+                archives,
+                prefix=section.prefix,
+                into=to / section.prefix.lstrip("/"),
+                epoch=epoch,
+                work=work / "link",
+                specs=section.specs,
+                store=store,
+                before=_before(earlier, name, section.prefix),
+            )
+        above = {path for _, section in sections for path in PurePosixPath(section.prefix[1:]).parents}
+        inside = [PurePosixPath(section.prefix[1:]) for _, section in sections]
+        for path in sorted(above, reverse=True):  # the folders above: as tar makes them on a machine
+            if not any(path.is_relative_to(one) for one in inside):
+                (to / path).chmod(0o755)
+                os.utime(to / path, (epoch, epoch))
+
+    return store.get(
+        "environment",
+        parts,
+        make,
+        subject=subject,
+        progress=progress,
+        like=earlier[0] if earlier else None,
+    )
+
+
+def _before(earlier: tuple[Layer, layers.Parts] | None, name: str, prefix: str) -> conda.Before | None:
+    """The environment ``name`` of a layer that was made before, if it has one at ``prefix``."""
+    if earlier is None:
+        return None
+    layer, parts = earlier
+    folder = layer.path / prefix.lstrip("/")
+    named = parts["packages"]
+    if isinstance(named, str) or not (folder / "conda-meta").is_dir():
+        return None
+    return conda.Before(
+        folder=folder,
+        packages={
+            one.partition("/")[2]: about.rpartition(" ")[2]
+            for one, about in named.items()
+            if one.partition("/")[0] == name
+        },
+    )
+
+
 def make(
     definition: ImageDefinition,
     lock: Lock,
     archives: Mapping[str, Path],
     *,
-    cache: Path,
+    store: Store,
     epoch: int,
     project: Path | None,
     lock_text: str,
+    progress: Callable[[str], None] = lambda _text: None,
 ) -> Payload:
-    """Link every environment of ``lock`` and write the payload disc, or take it from ``cache`` when it is there.
+    """Link every environment of ``lock`` and write the payload disc, or take it from ``store`` when it is there.
 
-    ``archives`` are the packages by SHA-256. ``epoch`` (seconds since 1970) is every time stamp.
-    ``lock_text`` goes on the disc; ``project`` may have an ``iso/payload.yaml`` of its own.
-    Raises HashMismatch naming what is damaged: a package, or a file of a disc in the cache, which is then set
-    aside so that the next run makes it anew. Raises BuildError as `conda.link` and `disc.write` do.
+    ``lock_text`` goes on the disc; ``project`` may have an ``iso/payload.yaml`` of its own. For the rest see
+    `environment`. Raises HashMismatch naming what is damaged: a package, or a file of a disc in the cache, which is
+    then set aside so that the next run makes it anew. Raises BuildError as `conda.link` and `disc.write` do.
     """
+    linked = environment(lock, archives, store=store, epoch=epoch, subject=definition.name, progress=progress)
     layout = resources.find("iso/payload.yaml", project)
     readme = _readme(definition, lock)
-    key = _key(lock, lock_text, readme, epoch, layout)
-    final = cache / "payload" / key
-    if found := _reuse(final):
-        return found
-    with resources.work_folder(final.parent, key) as work:
-        root = work / "root"
-        for section in sorted(lock.conda.environments.values(), key=lambda one: one.prefix):
-            conda.link(
-                section.packages,
-                archives,
-                prefix=section.prefix,
-                into=root / section.prefix.lstrip("/"),
-                epoch=epoch,
-                work=work / "link",
-                specs=section.specs,
-            )
-        made = work / "made"
-        made.mkdir()
+    parts: layers.Parts = {
+        "environment": linked.key,
+        "lock": layers.digest_of([lock_text]),
+        "readme": readme,
+        "epoch": str(epoch),
+        "layout": layout.read_text(encoding="utf-8"),
+        "code": layers.code(__file__, str(disc.__file__), str(disctree.__file__)),
+        "tools": {"pycdlib": metadata.version("pycdlib")},
+    }
+
+    def write(to: Path, _work: Path) -> None:
+        progress("writing the disc")
         prefixes = [section.prefix for section in lock.conda.environments.values()]
-        inputs: dict[str, disc.Input] = {
-            "environment.tar": Tar(root, prefixes, epoch),
+        inputs: dict[str, disctree.Input] = {
+            "environment.tar": Tar(linked.path, prefixes, epoch),
             "lock": lock_text.encode(),
             "readme": readme.encode(),
         }
-        image = disc.write(load_disc(layout), inputs, made / "payload.iso", epoch=epoch)
-        digest = resources.sha256_of(image)
-        (made / "payload.iso.sha256").write_text(f"{digest}  payload.iso\n", encoding="utf-8")
-        resources.remove(final)
-        made.rename(final)
-    path = final / "payload.iso"
-    return Payload(path=path, size=path.stat().st_size, sha256=digest, made=True)
+        disc.write(load_disc(layout), inputs, to, epoch=epoch)
+
+    found = store.get(
+        "payload",
+        parts,
+        write,
+        name="payload.iso",
+        subject=definition.name,
+        progress=progress,
+        damage=_damaged,
+    )
+    return Payload(path=found.path, size=found.path.stat().st_size, sha256=found.sha256, made=found.made)
 
 
 class Tar:
-    """The environments below ``root`` as one tar, made while it is read (`disc.Stream`).
+    """The environments below ``root`` as one tar, made while it is read (`disctree.Stream`).
 
     Uncompressed, because unpacking is what costs in a guest. Members are sorted, belong to root, carry
     ``epoch`` as their time, and are named from the machine's root: ``opt/conda/…``. The folders above an
@@ -95,9 +179,18 @@ class Tar:
 
     def __init__(self, root: Path, prefixes: list[str], epoch: int) -> None:
         tops = [one for one in sorted(set(prefixes)) if not any(one.startswith(f"{up}/") for up in prefixes)]
-        self._members = [
-            member for top in tops for member in _members(root / top.lstrip("/"), top.lstrip("/"), epoch)
-        ]
+        self._take([(root / top.lstrip("/"), top.lstrip("/")) for top in tops], epoch)
+
+    @classmethod
+    def of(cls, folders: Sequence[Path], epoch: int) -> Tar:
+        """What ``folders`` hold, named from there, one after the other."""
+        made = cls.__new__(cls)
+        inside = [(path, path.name) for folder in folders for path in sorted(folder.iterdir())]
+        made._take(inside, epoch)
+        return made
+
+    def _take(self, tops: Sequence[tuple[Path, str]], epoch: int) -> None:
+        self._members = [member for path, name in tops for member in _members(path, name, epoch)]
         content = sum(
             len(head) + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE for head, _, size in self._members
         )
@@ -143,43 +236,6 @@ def _content(path: Path, size: int) -> Iterator[bytes]:
     if count != size:
         raise BuildError(f"{path} changed while it was packed", hint="run the build again")
     yield bytes(-size % tarfile.BLOCKSIZE)
-
-
-# --- the cache --------------------------------------------------------------------------------------
-
-
-def _key(lock: Lock, lock_text: str, readme: str, epoch: int, layout: Path) -> str:
-    """The hash of everything that decides the disc's bytes: what goes in, and the code that makes it."""
-    modules = (conda, disc, prefix_check)
-    code = [Path(__file__), *(Path(str(module.__file__)) for module in modules)]
-    parts = {
-        "conda": lock.conda.model_dump(mode="json"),
-        "lock": lock_text,
-        "readme": readme,
-        "epoch": epoch,
-        "layout": layout.read_text(encoding="utf-8"),
-        "code": [resources.sha256_of(path) for path in code],
-        "tools": {name: metadata.version(name) for name in ("py-rattler", "pycdlib")},
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _reuse(folder: Path) -> Payload | None:
-    """The disc that was made before, if it is still what it was."""
-    path, beside = folder / "payload.iso", folder / "payload.iso.sha256"
-    if not path.exists() or not beside.exists():
-        return None
-    expected = beside.read_text(encoding="utf-8").partition(" ")[0]
-    found = resources.sha256_of(path)
-    if found == expected:
-        return Payload(path=path, size=path.stat().st_size, sha256=found, made=False)
-    what = _damaged(path)
-    aside = folder.with_name(f"{folder.name}.damaged")
-    resources.remove(aside)
-    folder.rename(aside)
-    raise HashMismatch(
-        what, expected=expected, found=found, hint=f"it was set aside in {aside}; run again: it is made anew"
-    )
 
 
 def _damaged(path: Path) -> str:

@@ -16,28 +16,41 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-#: What conda itself keeps in an environment beside its records.
-_OWN = frozenset({"conda-meta/history"})
+#: What conda itself keeps in an environment beside its records, and what names the build where the environment has a
+#: partition of its own.
+_OWN = frozenset(
+    {
+        "conda-meta/history",
+        "etc/conda-appliance/appliance.json",
+        "etc/conda-appliance/appliance.lock",
+    }
+)
 
 
-def check(prefix: Path, allow: Sequence[str] = ()) -> list[str]:
+def check(prefix: Path, allow: Sequence[str] = (), unread: Collection[str] = ()) -> list[str]:
     """What is wrong with the environment at ``prefix``: a line each, sorted; an empty list means nothing.
 
     A line is ``missing: PATH (PACKAGE)``, ``changed: PATH (PACKAGE): …`` or ``extra: PATH``. ``allow`` are
     patterns (as the shell's, ``*`` matches ``/`` too) of files that may be there though no package brought
-    them. Environments in ``envs/`` are checked by their own path.
+    them. Of the packages in ``unread`` the files must be there, and are not read. Environments in ``envs/`` are
+    checked by their own path.
     """
     findings = []
     recorded = set(_OWN)
+    there = set(_files(prefix))
     for record in records(prefix):
         recorded.add("conda-meta/" + record["_file"])
         for entry in record["paths_data"]["paths"]:
             recorded.add(entry["_path"])
-            problem = _compare(prefix / entry["_path"], entry)
+            if record["name"] in unread:
+                known = entry["_path"] in there or os.path.lexists(prefix / entry["_path"])
+                problem = "" if known else "missing"
+            else:
+                problem = _compare(prefix / entry["_path"], entry)
             if problem:
                 kind, _, detail = problem.partition(": ")
                 findings.append(
@@ -45,8 +58,8 @@ def check(prefix: Path, allow: Sequence[str] = ()) -> list[str]:
                 )
     if len(recorded) == len(_OWN):
         findings.append(f"missing: conda-meta/*.json: {prefix} is not a conda environment")
-    for path in _files(prefix, ""):
-        if path not in recorded and not any(fnmatch.fnmatchcase(path, pattern) for pattern in allow):
+    for path in there - recorded:
+        if not any(fnmatch.fnmatchcase(path, pattern) for pattern in allow):
             findings.append(f"extra: {path}")
     return sorted(findings)
 
@@ -90,16 +103,17 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _files(folder: Path, at: str) -> Iterator[str]:
+def _files(folder: Path) -> Iterator[str]:
     """Every file and link below ``folder``, by path from it; other environments are left out."""
-    for entry in os.scandir(folder):
-        path = at + entry.name
-        if entry.is_dir(follow_symlinks=False):
-            if at == "envs/" and Path(entry.path, "conda-meta").is_dir():
-                continue
-            yield from _files(Path(entry.path), path + "/")
-        else:
-            yield path
+    folders = [("", os.fspath(folder))]
+    while folders:
+        at, where = folders.pop()
+        for entry in os.scandir(where):
+            path = at + entry.name
+            if not entry.is_dir(follow_symlinks=False):
+                yield path
+            elif at != "envs/" or not Path(entry.path, "conda-meta").is_dir():
+                folders.append((f"{path}/", entry.path))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

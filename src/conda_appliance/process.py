@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -16,12 +17,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextvars import ContextVar, copy_context
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
-from conda_appliance.errors import CommandFailed, ToolMissing
+from conda_appliance.errors import DISK_FULL, CommandFailed, ToolMissing
 
 #: The environment variable that every program we start carries: the `mark` of the run's process.
 MARK = "CONDA_APPLIANCE_RUN"
@@ -30,10 +33,10 @@ MARK = "CONDA_APPLIANCE_RUN"
 PACKAGES = {
     "apt-get": "apt",
     "apt-ftparchive": "apt-utils",
+    "busybox": "busybox-static",
     "dpkg-deb": "dpkg",
     "dpkg-scanpackages": "dpkg-dev",
     "dpkg-source": "dpkg-dev",
-    "fakeroot": "fakeroot",
     "gcc": "build-essential",
     "grub-mkimage": "grub-common",
     "make": "make",
@@ -44,9 +47,15 @@ PACKAGES = {
     "strip": "binutils",
     "xz": "xz-utils",
     "mke2fs": "e2fsprogs",
+    "mkfs.erofs": "erofs-utils",
+    "mksquashfs": "squashfs-tools",
     "mkfs.vfat": "dosfstools",
     "mmdebstrap": "mmdebstrap",
+    "mount": "mount",
+    "newgidmap": "uidmap",
+    "newuidmap": "uidmap",
     "packer": "packer",
+    "rpmbuild": "rpm",
     "qemu-img": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
     "sfdisk": "fdisk",
@@ -57,6 +66,11 @@ PACKAGES = {
     "xorriso": "xorriso",
     "zstd": "zstd",
 }
+
+#: The line in which a program says that a disk is full: strerror(ENOSPC), and apt's own words.
+_FULL = re.compile(r"^.*(?:No space left on device|enough free space).*$", re.MULTILINE)
+
+_T = TypeVar("_T")
 
 Argument = str | os.PathLike[str]
 
@@ -124,13 +138,15 @@ def run(
     log: Path | None = None,
     check: bool = True,
     on_line: Callable[[str], None] | None = None,
+    orphaned: signal.Signals = signal.SIGTERM,
     hint: str = "",
 ) -> Completed:
     """Run a program to its end.
 
     ``env`` is added to our own. ``timeout`` in seconds, after which its whole group is killed.
     ``log`` is a file that both streams are appended to. ``on_line`` sees each line of standard
-    output and error as it comes (they are then merged into ``stdout``).
+    output and error as it comes (they are then merged into ``stdout``). ``orphaned`` is the signal it gets when
+    this process dies.
 
     Raises ToolMissing when the program is not there; CommandFailed when it ends with a non-zero
     status (unless ``check`` is false) or runs out of time.
@@ -145,6 +161,7 @@ def run(
         stdin=subprocess.PIPE if input is not None else subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT if merged else subprocess.PIPE,
+        orphaned=orphaned,
     ) as child:
         expired = threading.Event()
 
@@ -177,14 +194,7 @@ def run(
             output=out + err,
         )
     if check and child.returncode != 0:
-        tail = "\n".join((out + err).strip().splitlines()[-12:])
-        raise CommandFailed(
-            f"{Path(command[0]).name} failed with status {child.returncode}: {shown(command)}"
-            + (f"\n{tail}" if tail else ""),
-            hint=hint,
-            returncode=child.returncode,
-            output=out + err,
-        )
+        raise _failed(command, child.returncode, out + err, hint)
     return Completed(
         argv=tuple(command), returncode=child.returncode, stdout=out, stderr=err, seconds=seconds
     )
@@ -203,11 +213,18 @@ def run_to(argv: Sequence[Argument], file: IO[bytes]) -> None:
     ) as child:
         _, raw = child.communicate()
     if child.returncode != 0:
-        raise CommandFailed(
-            f"{Path(command[0]).name} failed with status {child.returncode}: {shown(command)}\n{_text(raw)}",
-            returncode=child.returncode,
-            output=_text(raw),
-        )
+        raise _failed(command, child.returncode, _text(raw))
+
+
+def _failed(command: Sequence[str], status: int, output: str, hint: str = "") -> CommandFailed:
+    """How a program failed, with its last words; a full disk is told in one line, whoever finds it."""
+    name = Path(command[0]).name
+    if full := _FULL.search(output):
+        message, hint = f"the disk is full, as {name} found: {full[0].strip()}", DISK_FULL
+    else:
+        tail = "\n".join(output.strip().splitlines()[-12:])
+        message = f"{name} failed with status {status}: {shown(command)}" + (f"\n{tail}" if tail else "")
+    return CommandFailed(message, hint=hint, returncode=status, output=output)
 
 
 def interactive(argv: Sequence[Argument]) -> int:
@@ -240,6 +257,12 @@ def background(
         yield child
 
 
+def cpu_seconds(pid: int) -> float:
+    """The processor time that a running process has used, in seconds (proc(5): user and system)."""
+    after_name = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
 def _started(
     command: list[str],
@@ -249,8 +272,14 @@ def _started(
     stdin: int,
     stdout: int | IO[bytes],
     stderr: int,
+    orphaned: signal.Signals = signal.SIGTERM,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start ``command`` in a session of its own, so that its whole group can be ended with it."""
+    groups = _groups.get()
+    if any(group.ended for group in groups):
+        raise CommandFailed(
+            f"not started, because what runs beside it failed: {shown(command)}", returncode=-1, output=""
+        )
     child = subprocess.Popen(
         command,
         cwd=cwd,
@@ -259,11 +288,15 @@ def _started(
         stdout=stdout,
         stderr=stderr,
         start_new_session=True,
-        preexec_fn=_die_with_parent,
+        preexec_fn=lambda: _die_with_parent(orphaned),
     )
+    for group in groups:
+        group.pids.add(child.pid)
     try:
         yield child
     finally:
+        for group in groups:
+            group.pids.discard(child.pid)
         if child.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGTERM)
@@ -280,9 +313,9 @@ def _started(
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _die_with_parent() -> None:
-    """In the child: be terminated when the thread that started us dies (prctl(2) PR_SET_PDEATHSIG)."""
-    _libc.prctl(1, signal.SIGTERM)
+def _die_with_parent(number: signal.Signals) -> None:
+    """In the child: be sent a signal when the thread that started us dies (prctl(2) PR_SET_PDEATHSIG)."""
+    _libc.prctl(1, number)
 
 
 def _kill_group(child: subprocess.Popen[bytes]) -> None:
@@ -302,6 +335,44 @@ def _read_lines(child: subprocess.Popen[bytes], on_line: Callable[[str], None]) 
 
 def _text(raw: bytes | None) -> str:
     return (raw or b"").decode("utf-8", errors="backslashreplace")
+
+
+@dataclass
+class _Group:
+    """The process ids of what runs within one `side_by_side`; nothing more is started once it has ``ended``."""
+
+    pids: set[int] = field(default_factory=set)
+    ended: bool = False
+
+
+#: Each `side_by_side` that is under way in this thread, the innermost last.
+_groups: ContextVar[tuple[_Group, ...]] = ContextVar("groups", default=())
+
+
+def side_by_side(*tasks: Callable[[], _T], workers: int = 0) -> list[_T]:
+    """Run ``tasks`` in threads, ``workers`` at a time (0: all), and return their answers in order.
+
+    The first that fails, or an interrupt, ends the programs of all others; its error is raised.
+    """
+    group = _Group()
+
+    def run_one(task: Callable[[], _T]) -> _T:
+        _groups.set((*_groups.get(), group))
+        return task()
+
+    with ThreadPoolExecutor(workers or len(tasks), thread_name_prefix="task") as pool:
+        futures = [pool.submit(copy_context().run, run_one, task) for task in tasks]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            group.ended = True
+            pool.shutdown(wait=False, cancel_futures=True)
+            for pid in list(group.pids):
+                with suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGTERM)
+            raise
+    return [future.result() for future in futures]
 
 
 # --- what dies with a run -------------------------------------------------------------------------

@@ -7,9 +7,10 @@ import os
 import re
 import shutil
 import socket
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,14 @@ from conda_appliance.accelerator import Accelerator
 from conda_appliance.errors import BuildError, ToolMissing
 
 Firmware = Literal["bios", "uefi"]
+
+#: How a machine has its image: as its disk, or as a disc that it starts from.
+Attachment = Literal["disk", "cd", "usb"]
+_DEVICES: Mapping[Attachment, tuple[str, ...]] = {
+    "disk": ("-device", "virtio-blk-pci,drive=disk,bootindex=1"),
+    "cd": ("-device", "ahci,id=sata", "-device", "ide-cd,bus=sata.0,drive=disk,bootindex=1"),
+    "usb": ("-device", "qemu-xhci,id=usb", "-device", "usb-storage,bus=usb.0,drive=disk,bootindex=1"),
+}
 
 #: Where distributions keep OVMF, the UEFI firmware for QEMU: (code, variables), Debian's first.
 OVMF = (
@@ -32,6 +41,11 @@ OVMF = (
 OVERLAY = "overlay.qcow2"
 VARIABLES = "uefi-variables.fd"
 CONSOLE = "console.log"
+#: What a machine that is watched says, as it says it: named pipes, see `watch`.
+TAPS = ("console", "firmware")
+
+#: Called with the pipe's name, the seconds since power-on, and what came.
+Arrived = Callable[[str, float, bytes], None]
 CONTROL = "qmp.sock"
 LOG = "qemu.log"
 
@@ -55,10 +69,25 @@ def ovmf() -> tuple[Path, Path]:
     )
 
 
-def disk_format(image: Path) -> Literal["qcow2", "raw"]:
-    """``qcow2`` by its magic number, else ``raw``."""
+#: Where a disk's format has its magic number, in bytes from the start or, negative, from the end.
+_MAGIC = (
+    ("qcow2", 0, b"QFI\xfb"),
+    ("vmdk", 0, b"KDMV"),
+    ("vhdx", 0, b"vhdxfile"),
+    ("vdi", 64, b"\x7f\x10\xda\xbe"),
+    ("vpc", -512, b"conectix"),
+)
+
+
+def disk_format(image: Path) -> str:
+    """The format of a disk as QEMU names it, by its magic number; without one it is ``raw``."""
     with image.open("rb") as file:
-        return "qcow2" if file.read(4) == b"QFI\xfb" else "raw"
+        size = file.seek(0, os.SEEK_END)
+        for name, at, magic in _MAGIC:
+            file.seek(max(0, size + at) if at < 0 else at)
+            if file.read(len(magic)) == magic:
+                return name
+    return "raw"
 
 
 def make_overlay(image: Path, folder: Path) -> None:
@@ -76,12 +105,17 @@ def arguments(
     cpus: int,
     forwards: Sequence[Forward],
     seed: Path | None = None,
+    discs: Sequence[Path] = (),
     code: Path | None = None,
+    watched: bool = False,
+    attached: Attachment = "disk",
 ) -> list[str]:
     """QEMU's command line for a machine whose files lie in the current folder.
 
     No default devices: each one costs the guest's udev time, which is what a boot under emulation spends most
-    on. ``code`` is OVMF's, with ``firmware="uefi"``. No window, no VNC; ports on 127.0.0.1 only.
+    on. ``discs`` lie in CD drives, ``cd0`` and so on. ``code`` is OVMF's, with ``firmware="uefi"``. No window, no VNC;
+    ports on 127.0.0.1 only. With ``watched``, the console goes to a pipe too, and so does what SeaBIOS says on its
+    debug port (see `watch`).
     """
     argv = ["qemu-system-x86_64", "-name", quoted(name), "-nodefaults", "-no-user-config", "-display", "none"]
     argv += ["-machine", "q35,sata=off,smbus=off,usb=off,vmport=off", *accelerator.arguments]
@@ -92,15 +126,31 @@ def arguments(
         argv += ["-drive", f"if=pflash,unit=1,format=raw,file={VARIABLES}"]
     # What an overlay holds is thrown away: no need to wait until the host's disk has it.
     argv += ["-drive", f"if=none,id=disk,format=qcow2,cache=unsafe,discard=unmap,file={OVERLAY}"]
-    argv += ["-device", "virtio-blk-pci,drive=disk,bootindex=1"]
+    argv += _DEVICES[attached]
     if seed is not None:
         place = quoted(os.fspath(seed.resolve()))
         argv += ["-drive", f"if=none,id=seed,format=raw,readonly=on,file={place}"]
         argv += ["-device", "virtio-blk-pci,drive=seed"]
+    if discs:
+        argv += ["-device", "virtio-scsi-pci,id=scsi"]
+    for number, disc in enumerate(discs):
+        place = quoted(os.fspath(disc.resolve()))
+        argv += ["-drive", f"if=none,id=disc{number},format=raw,media=cdrom,readonly=on,file={place}"]
+        argv += ["-device", f"scsi-cd,id=cd{number},bus=scsi.0,drive=disc{number}"]
     rules = "".join(f",hostfwd=tcp:127.0.0.1:{one.host}-:{one.guest}" for one in forwards)
     argv += ["-netdev", f"user,id=net{rules}", "-device", "virtio-net-pci,netdev=net,romfile="]
     argv += ["-device", "virtio-rng-pci"]
-    argv += ["-chardev", f"file,id=console,path={CONSOLE}", "-serial", "chardev:console"]
+    console = (
+        f"pipe,id=console,path=console,logfile={CONSOLE}" if watched else f"file,id=console,path={CONSOLE}"
+    )
+    argv += ["-chardev", console, "-serial", "chardev:console"]
+    if watched:
+        argv += [
+            "-chardev",
+            "pipe,id=firmware,path=firmware",
+            "-device",
+            "isa-debugcon,iobase=0x402,chardev=firmware",
+        ]
     argv += [
         "-chardev",
         f"socket,id=control,path={CONTROL},server=on,wait=off",
@@ -123,6 +173,39 @@ def prepare(image: Path, folder: Path, firmware: Firmware) -> Path | None:
     code, variables = ovmf()
     shutil.copyfile(variables, folder / VARIABLES)
     return code
+
+
+@contextmanager
+def watch(folder: Path, arrived: Arrived) -> Iterator[None]:
+    """Make the pipes of a machine that is started ``watched``, now, and pass on what comes when it comes.
+
+    ``arrived`` is called from a thread for each pipe, until the machine has gone.
+    """
+    began = time.monotonic()
+
+    def read(name: str, end: int) -> None:
+        while data := os.read(end, 65536):
+            arrived(name, time.monotonic() - began, data)
+        os.close(end)
+
+    writers, readers = [], []
+    for name in TAPS:
+        for way in ("in", "out"):  # QEMU opens both; nothing is ever said to it
+            os.mkfifo(folder / f"{name}.{way}", 0o600)
+        path = folder / f"{name}.out"
+        end = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        # A pipe that nobody has open to write is at its end: ours is open until the machine has gone.
+        writers.append(os.open(path, os.O_WRONLY))
+        os.set_blocking(end, True)
+        readers.append(threading.Thread(target=read, args=(name, end), daemon=True))
+        readers[-1].start()
+    try:
+        yield
+    finally:
+        for one in writers:
+            os.close(one)
+        for thread in readers:
+            thread.join()
 
 
 def forwarded(usernet: str) -> dict[int, int]:
@@ -197,7 +280,14 @@ def connect(folder: Path, alive: Callable[[], bool], *, patience: float = 20.0) 
 
 
 #: ANSI escape sequences and other control characters, which firmware and systemd write to a console.
-_CONTROLS = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[@-_c]|[\x00-\x08\x0b-\x1f\x7f]")
+_CONTROLS = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-_c]|[\x00-\x08\x0b-\x1f\x7f]"
+)
+
+
+def plain(text: str) -> str:
+    """What a console said, without colours and cursor movements, in lines that end as text's do."""
+    return _CONTROLS.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def tail(log: Path, lines: int = 30) -> list[str]:
@@ -208,5 +298,5 @@ def tail(log: Path, lines: int = 30) -> list[str]:
             raw = file.read().decode("utf-8", errors="replace")
     except FileNotFoundError:
         return []
-    text = _CONTROLS.sub("", raw.replace("\r\n", "\n").replace("\r", "\n"))
+    text = plain(raw)
     return [line.rstrip()[:240] for line in text.splitlines() if line.strip()][-lines:]

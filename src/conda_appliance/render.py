@@ -13,7 +13,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -29,6 +29,9 @@ from conda_appliance.lock import Lock
 #: Packer's version as numbers, e.g. ``(1, 11, 2)``.
 Version = tuple[int, int, int]
 
+#: The clock of what is written into an image: 2020-01-01, in seconds since 1970.
+EPOCH = 1577836800
+
 #: From here on Packer knows ``required_plugins``; before, it rejects the block and needs none.
 PLUGINS_SINCE: Version = (1, 7, 0)
 
@@ -40,7 +43,18 @@ _OF_THIS_HOST = (
     "qemu.pid",
     "playbook/files.tar",
 )
+#: The file in ``playbook/`` with what names a build; all others beside it follow from the definition alone.
+FACTS = "appliance.json"
 _FOLDERS_OF_THIS_RUN = ("ssh", "seed", "disk")
+
+#: What a machine's owner, or its seed, sets for every service (systemd.exec(5), EnvironmentFile=).
+SETTINGS = "/etc/conda-appliance/settings.env"
+
+#: The playbook's templates of services, for installations too.
+_APP = "playbooks/roles/app/templates"
+
+#: What stands in the units of a payload disc for the paths of the machine where it is installed.
+_PREFIX, _STORE = "@CONDA_APPLIANCE_PREFIX@", "@CONDA_APPLIANCE_STORE@"
 
 
 # --- text -------------------------------------------------------------------------------------------
@@ -48,7 +62,12 @@ _FOLDERS_OF_THIS_RUN = ("ssh", "seed", "disk")
 
 def text(template: str, *, project: Path | None = None, **values: object) -> str:
     """Render ``templates/TEMPLATE``. A value that the template names and nobody gives is an error, never empty."""
-    folders = [root / "templates" for root in (project, resources.shipped()) if root is not None]
+    return _rendered(f"templates/{template}", project, values)
+
+
+def _rendered(template: str, project: Path | None, values: Mapping[str, object]) -> str:
+    """A template by its path among the project's own data and the shipped."""
+    folders = [root for root in (project, resources.shipped()) if root is not None]
     environment = jinja2.Environment(  # noqa: S701 — what is written is HCL, YAML and shell, each with its own quoting
         loader=jinja2.FileSystemLoader([str(folder) for folder in folders]),
         undefined=jinja2.StrictUndefined,
@@ -97,6 +116,20 @@ def _systemd_text(value: str) -> str:
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
 
 
+def systemd_unit(path: str, kind: str) -> str:
+    """The unit of a path, a mount or a device: systemd.unit(5), "String Escaping for Inclusion in Unit Names"."""
+    plain = path.strip("/")
+    name = "".join(
+        "-"
+        if char == "/"
+        else char
+        if re.match(r"[A-Za-z0-9:_]", char) or (char == "." and at)
+        else f"\\x{ord(char):02x}"
+        for at, char in enumerate(plain)
+    )
+    return f"{name}.{kind}"
+
+
 class _Unsafe(str):
     """A string that Ansible takes as it is, never as a template: ``!unsafe`` in YAML.
 
@@ -138,12 +171,31 @@ def seed_files(
     instance_id: str,
     public_keys: Sequence[str],
     root_login: bool = False,
+    settings: Mapping[str, str] | None = None,
+    services: Sequence[str] = (),
+    network: Mapping[str, object] | None = None,
     project: Path | None = None,
 ) -> dict[str, str]:
-    """The files of a NoCloud seed by name. ``root_login`` is for builds: the keys are root's and nobody else's."""
+    """The files of a NoCloud seed by name. ``root_login`` is for builds: the keys are root's and nobody else's.
+
+    ``settings`` are variables for the ``services``; ``network`` has ``address``, ``gateway``, ``dns`` and ``mac``.
+    """
     template = "build-user-data" if root_login else "user-data"
-    values = {"host_name": host_name, "instance_id": instance_id, "public_keys": list(public_keys)}
+    values: dict[str, object] = {
+        "host_name": host_name,
+        "instance_id": instance_id,
+        "public_keys": list(public_keys),
+        "settings": "".join(f"{environment_line(name, value)}\n" for name, value in (settings or {}).items()),
+        "settings_file": SETTINGS,
+        "services": [f"{name}.service" for name in services],
+    }
+    more = {}
+    if network is not None:
+        more["network-config"] = _rendered(
+            "templates/cloud-init/network-config.j2", project, {"network": network}
+        )
     return {
+        **more,
         "meta-data": text("cloud-init/meta-data.j2", project=project, **values),
         "user-data": text(f"cloud-init/{template}.j2", project=project, **values),
     }
@@ -174,6 +226,12 @@ def public_keys(definition: ImageDefinition, folder: Path) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
+def environment_line(name: str, value: str) -> str:
+    """``NAME="VALUE"`` as systemd.exec(5) reads it from an EnvironmentFile: nothing in it ends the quotes."""
+    quoted = re.sub(r'(["\\`$])', r"\\\1", value)
+    return f'{name}="{quoted}"'
+
+
 # --- a build ----------------------------------------------------------------------------------------
 
 
@@ -187,6 +245,7 @@ class MachineInputs:
     base_disk: Path
     base_sha256: str
     payload: Path
+    payload_sha256: str = ""
     acceleration: str
     ansible_playbook: Path
     qemu: str = "qemu-system-x86_64"
@@ -196,11 +255,15 @@ class MachineInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildTree:
-    """The files of a build in ``folder``: `packer build -force .` there makes ``disk``."""
+    """The files of a build in ``folder``: `packer build -force .` there makes ``disk``.
+
+    ``inputs`` are the SHA-256 of what they name by name. ``public_key`` is empty where no machine is logged in to.
+    """
 
     folder: Path
     name: str
-    public_key: str
+    public_key: str = ""
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def disk(self) -> Path:
@@ -260,12 +323,10 @@ def build_tree(
     """
     into.mkdir(parents=True)
     key = _make_key(into / "ssh" / "id_ed25519", f"build of {definition.name}")
-    tree = BuildTree(folder=into, name=definition.name, public_key=key)
+    named = {"base": inputs.base_sha256, "payload": inputs.payload_sha256}
+    tree = BuildTree(folder=into, name=definition.name, public_key=key, inputs=named)
     _write_packer(definition, inputs, packer_version, into, project)
-    _write_playbook(definition, lock, folder, into / "playbook", project, identity)
-    for item in definition.files:
-        _copy_files(item, folder, into / "files")
-    (into / "files").mkdir(exist_ok=True)
+    playbook_tree(definition, lock, folder=folder, into=into, project=project, identity=identity)
     sources = seed_files(
         host_name=definition.name,
         instance_id=f"build-{hashlib.sha256(key.encode()).hexdigest()[:12]}",
@@ -276,6 +337,33 @@ def build_tree(
     for name, content in sources.items():
         _write(into / "seed" / name, content)
     return tree
+
+
+def playbook_tree(
+    definition: ImageDefinition,
+    lock: Lock,
+    *,
+    folder: Path,
+    into: Path,
+    project: Path | None = None,
+    identity: str = "",
+) -> None:
+    """Write what happens in the machine, whatever it is built by: ``playbook/``, and the definition's ``files/``.
+
+    For the arguments and errors see `build_tree`.
+    """
+    _write_playbook(definition, lock, folder, into / "playbook", project, identity)
+    lay_files(definition, folder, into / "files")
+
+
+def lay_files(definition: ImageDefinition, folder: Path, into: Path) -> None:
+    """Lay the definition's files below ``into`` as they will stand on the machine, with the modes they will have.
+
+    Raises UsageError for one that is not in ``folder``, the definition's.
+    """
+    into.mkdir(exist_ok=True)
+    for item in definition.files:
+        _copy_files(item, folder, into)
 
 
 def _write_packer(
@@ -334,7 +422,8 @@ def _write_playbook(
                 f"roles: there is no role {role!r} (looked for playbooks/roles/{role}/tasks in {project})",
                 hint=f"write playbooks/roles/{role}/tasks/main.yml, or take {role!r} out of the definition",
             )
-    variables = playbook_variables(definition, lock, folder, identity)
+    variables = playbook_variables(definition, folder)
+    _write(into / FACTS, appliance_facts(definition, lock, identity))
     _write(into / "ansible.cfg", text("ansible/ansible.cfg.j2", project=project))
     _write(
         into / "vars.yml",
@@ -347,29 +436,27 @@ def _write_playbook(
     )
 
 
-def playbook_variables(
-    definition: ImageDefinition, lock: Lock, folder: Path, identity: str = ""
-) -> dict[str, Any]:
+def playbook_variables(definition: ImageDefinition, folder: Path) -> dict[str, Any]:
     """What the roles read: the definition, with every unit's words quoted for systemd."""
-    prefix = definition.conda.prefix
-    prefixes = {
-        name: prefix if name == "base" else f"{prefix}/envs/{name}" for name in definition.conda.environments
-    }
+    prefixes = {name: definition.prefix_of(name) for name in definition.conda.environments}
     return {
         "appliance": {
             "name": definition.name,
             "version": definition.version,
             "summary": definition.summary,
-            "facts": json.dumps(_facts(definition, lock, prefixes, identity), indent=2) + "\n",
+            "boot": definition.base.boot,
         },
         "conda": {
-            "prefix": prefix,
+            "prefix": definition.conda.prefix,
             "environments": [{"name": name, "prefix": path} for name, path in prefixes.items()],
+            "read_only": definition.disk.layout == "split",
             "channels": [channel for channel in definition.conda.channels if _is_remote(channel)],
         },
         "services": [_service(service, prefixes[service.environment]) for service in definition.services],
         "access": {"user": definition.access.user, "keys": public_keys(definition, folder)},
         "own_roles": list(definition.roles),
+        # The day that files of accounts name, whenever the image is made.
+        "epoch": EPOCH,
     }
 
 
@@ -378,24 +465,25 @@ def _is_remote(channel: str) -> bool:
     return channel != "starter" and not channel.startswith((".", "/", "~", "file:"))
 
 
-def _facts(
-    definition: ImageDefinition, lock: Lock, prefixes: Mapping[str, str], identity: str
-) -> dict[str, Any]:
-    """What a machine says of itself in /etc/conda-appliance/appliance.json."""
-    return {
+def appliance_facts(definition: ImageDefinition, lock: Lock, identity: str) -> str:
+    """What a machine says of itself in /etc/conda-appliance/appliance.json: the one file that names its build."""
+    facts = {
         "name": definition.name,
         "version": definition.version,
         "summary": definition.summary,
         "conda-appliance": conda_appliance.__version__,
         "build": identity,
         "lock": lock.digest,
-        "environments": {name: {"prefix": path} for name, path in prefixes.items()},
+        "environments": {
+            name: {"prefix": definition.prefix_of(name)} for name in definition.conda.environments
+        },
         "services": {
             service.name: {"port": service.port, "environment": service.environment}
             for service in definition.services
         },
         "user": definition.access.user,
     }
+    return json.dumps(facts, indent=2) + "\n"
 
 
 def _service(service: Service, prefix: str) -> dict[str, Any]:
@@ -405,17 +493,106 @@ def _service(service: Service, prefix: str) -> dict[str, Any]:
         raise UsageError(f"services: the command of {service.name!r} cannot be read: {error}") from None
     if not words:
         raise UsageError(f"services: the command of {service.name!r} is empty")
-    program = words[0] if words[0].startswith("/") else f"{prefix}/bin/{words[0]}"
+    program = words[0] if words[0].startswith(("/", _STORE)) else f"{prefix}/bin/{words[0]}"
     return {
         "name": service.name,
         "environment": service.environment,
         "prefix": prefix,
         "program": program,
         "exec_start": " ".join(systemd_word(word) for word in [program, *words[1:]]),
+        "environment_file": f"/etc/conda-appliance/environments/{service.environment}.env",
+        "settings_file": SETTINGS,
         "working_directory": service.working_directory or "",
         "variables": [systemd_variable(name, value) for name, value in service.variables.items()],
         "low_port": service.port is not None and service.port < 1024,
     }
+
+
+# --- a payload disc ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class PayloadUnit:
+    """A service for an installation: its units for the system's and a user's manager, and its command for a shell."""
+
+    name: str
+    port: int | None
+    command: str
+    system: str
+    user: str
+
+
+def payload_units(definition: ImageDefinition, *, project: Path | None = None) -> list[PayloadUnit]:
+    """The services as ``install.sh`` installs them: with marks where it puts the paths of its machine.
+
+    The system's units are those of a machine image. Raises UsageError for a definition that says such a mark itself.
+    """
+    if "@CONDA_APPLIANCE_" in definition.model_dump_json():
+        raise UsageError(
+            "the definition says @CONDA_APPLIANCE_…@, which installations use as a mark of their own"
+        )
+    appliance = {"name": definition.name, "boot": definition.base.boot}
+    made = []
+    for service in definition.services:
+        inside = definition.prefix_of(service.environment).removeprefix(definition.conda.prefix)
+        system = _service(service, _PREFIX + inside)
+        system["environment_file"] = f"{_STORE}/current/environments/{service.environment}.env"
+        own = _service(_in_store(service, definition), _PREFIX + inside)
+        own["environment_file"] = system["environment_file"]
+        own["settings_file"] = f"{_STORE}/settings.env"
+        machine = {"appliance": appliance, "service": system}
+        made.append(
+            PayloadUnit(
+                name=service.name,
+                port=service.port,
+                command=_by_hand(service, own["program"], definition),
+                system=_rendered(f"{_APP}/service.j2", project, machine),
+                user=text("payload/user-service.j2", project=project, appliance=appliance, service=own),
+            )
+        )
+    return made
+
+
+def disc_units(
+    definition: ImageDefinition, *, environments: str, project: Path | None = None
+) -> dict[str, str]:
+    """The services' units for a machine that runs them from a disc, by name: those of a machine image.
+
+    ``environments`` is the folder of that machine with what activation sets.
+    """
+    made = {}
+    for service in definition.services:
+        values = _service(service, definition.prefix_of(service.environment))
+        values["environment_file"] = f"{environments}/{service.environment}.env"
+        machine = {
+            "appliance": {"name": definition.name, "boot": definition.base.boot},
+            "service": values,
+        }
+        made[service.name] = _rendered(f"{_APP}/service.j2", project, machine)
+    return made
+
+
+def payload_users(definition: ImageDefinition, *, project: Path | None = None) -> str:
+    """The services' users, as sysusers.d(5) has it."""
+    return _rendered(f"{_APP}/sysusers.conf.j2", project, {"services": definition.services})
+
+
+def _in_store(service: Service, definition: ImageDefinition) -> Service:
+    """The service where the definition's files are not at their places but in the installation's own folder."""
+
+    def there(path: str) -> str:
+        inside = any(path == item.to or path.startswith(f"{item.to}/") for item in definition.files)
+        return f"{_STORE}/current/root{path}" if inside else path
+
+    command = shlex.join([there(word) for word in shlex.split(service.command)])
+    folder = there(service.working_directory) if service.working_directory else None
+    return service.model_copy(update={"command": command, "working_directory": folder})
+
+
+def _by_hand(service: Service, program: str, definition: ImageDefinition) -> str:
+    moved = _in_store(service, definition)
+    command = shlex.join([program, *shlex.split(moved.command)[1:]])
+    return f"cd {moved.working_directory} && {command}" if moved.working_directory else command
 
 
 def _copy_files(item: Files, folder: Path, root: Path) -> None:

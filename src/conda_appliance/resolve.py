@@ -121,7 +121,7 @@ def resolve(
         specs = conda.read_specs(environment, path.resolve().parent)
         packages, virtual = conda.solve(specs, places, glibc=glibc or OLDEST_GLIBC)
         environments[name] = EnvironmentSection(
-            prefix=prefix_of(image, name),
+            prefix=image.prefix_of(name),
             specs=specs,
             packages=tuple(_portable(package, local) for package in packages),
         )
@@ -146,7 +146,7 @@ def debian_section(image: ImageDefinition, cache: sources.Cache) -> DebianSectio
     with resources.work_folder(cache.root / "apt", suite) as state:
         apt = Apt(suite, state=state, mirror=image.base.mirror)
         apt.update()
-        files = apt.resolve([*bootstrap.PACKAGES, *image.base.packages])
+        files = apt.resolve(bootstrap.packages(image.base))
     packages = []
     for file in files:
         name, version, architecture = unquote(file.name.removesuffix(".deb")).split("_")
@@ -162,12 +162,6 @@ def debian_section(image: ImageDefinition, cache: sources.Cache) -> DebianSectio
         )
     libc = next(package for package in packages if package.name == "libc6")
     return DebianSection(suite=suite, glibc=libc.version.partition("-")[0], packages=tuple(packages))
-
-
-def prefix_of(image: ImageDefinition, environment: str) -> str:
-    """Where an environment lives on the machine: ``base`` at the prefix, others in its ``envs/``."""
-    prefix = image.conda.prefix
-    return prefix if environment == "base" else f"{prefix}/envs/{environment}"
 
 
 def fetch(

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,6 +53,24 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def write(path: Path, text: str) -> None:
+    """Write a small file in one step: readers see the old text or the new one, whoever else writes it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def hard_link_or_copy(source: Path, to: Path) -> None:
+    """Give a file that nobody writes to another name, or where file systems do not allow that, a copy."""
+    try:
+        os.link(source.resolve(), to)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, to)
+
+
 def require_space(folder: Path, need: int, what: str) -> None:
     """Raise BuildError unless ``folder``'s file system has ``need`` bytes free."""
     free = shutil.disk_usage(folder).free
@@ -60,6 +79,17 @@ def require_space(folder: Path, need: int, what: str) -> None:
             f"{what} needs {size_text(need)} free in {folder}, and {size_text(free)} are",
             hint="free some space, `conda-appliance clean`, or use --out and CONDA_APPLIANCE_CACHE",
         )
+
+
+def memory_file(need: int) -> int | None:
+    """A file in memory (memfd_create(2)), as a descriptor that other programs open below /proc; it ends with us.
+
+    None when less than ``need`` bytes and 1 GiB for everything else are free.
+    """
+    words = Path("/proc/meminfo").read_text(encoding="ascii").partition("MemAvailable:")[2].split()
+    if not words or int(words[0]) * 1024 < need + (1 << 30):
+        return None
+    return os.memfd_create("conda-appliance", os.MFD_CLOEXEC)
 
 
 def size_text(count: float) -> str:
@@ -72,12 +102,12 @@ def size_text(count: float) -> str:
 
 
 @contextmanager
-def work_folder(parent: Path, name: str) -> Iterator[Path]:
+def work_folder(parent: Path, name: str, *, wait: Callable[[str], None] | None = None) -> Iterator[Path]:
     """A fresh folder ``parent/name.partial`` that only one run holds; removed when the block ends.
 
     The block renames what it wants to keep. A folder left by a killed run is emptied by the next run
     that takes it, and by `sweep`: its lock is free as soon as its owner is dead.
-    Raises BuildError when another living run holds it.
+    When another living run holds it, ``wait`` is told and waits; without it, BuildError is raised.
     """
     parent.mkdir(parents=True, exist_ok=True)
     folder = parent / f"{name}.partial"
@@ -85,10 +115,13 @@ def work_folder(parent: Path, name: str) -> Iterator[Path]:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise BuildError(
-            f"another run is working in {folder}",
-            hint="wait for it to end, or use another --out",
-        ) from None
+        if wait is None:
+            raise BuildError(
+                f"another run is working in {folder}",
+                hint="wait for it to end, or use another --out",
+            ) from None
+        wait("another run is making the same; waiting for it")
+        lock.acquire(poll_interval=0.1)
     try:
         remove(folder)
         folder.mkdir()

@@ -5,10 +5,13 @@ https://cloudinit.readthedocs.io/en/latest/reference/datasources/nocloud.html
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from conda_appliance import definition, disc, render, resources
+from conda_appliance.machines import Machine
 
 
 def write(
@@ -31,6 +34,27 @@ def write(
         instance_id=instance_id,
         public_keys=public_keys,
         root_login=root_login,
+        project=project,
+    )
+    return pack(files, to, epoch=epoch, project=project)
+
+
+def for_machine(
+    to: Path, machine: Machine, *, services: Sequence[str], epoch: int, project: Path | None = None
+) -> Path:
+    """Write the seed disc ``to`` of one machine of a batch, and return it.
+
+    Its instance-id follows from what the disc says: a machine takes a changed seed anew. The same machine and ``epoch``
+    (seconds since 1970) give the same bytes.
+    """
+    digest = hashlib.sha256(json.dumps(machine.model_dump(mode="json"), sort_keys=True).encode())
+    files = render.seed_files(
+        host_name=machine.hostname,
+        instance_id=f"{machine.hostname}-{digest.hexdigest()[:12]}",
+        public_keys=machine.keys,
+        settings=machine.settings,
+        services=services,
+        network=machine.network.model_dump(mode="json") if machine.network else None,
         project=project,
     )
     return pack(files, to, epoch=epoch, project=project)

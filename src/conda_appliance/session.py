@@ -12,21 +12,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-from conda_appliance import build, definition, log, machine, process, resources, seed
+from conda_appliance import definition, identity, log, machine, process, resources, results, seed
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import UsageError
-from conda_appliance.qemu import Firmware
+from conda_appliance.qemu import Attachment, Firmware
 
 _STATE = "machine.json"
 
 
-def boot(image: str, *, out: Path, firmware: str | None, memory: int | None, port: int | None) -> None:
+def boot(
+    image: str,
+    *,
+    out: Path,
+    firmware: str | None,
+    memory: int | None,
+    port: int | None,
+    attached: str | None = None,
+) -> None:
     """Boot what ``image`` names on an overlay and hold it until the machine ends or Ctrl-C.
 
-    Raises UsageError when the port is taken or a machine of that name runs already.
+    A disc is in the machine's CD drive unless ``attached`` says otherwise (`qemu.Attachment`). Raises UsageError
+    when the port is taken or a machine of that name runs already.
     """
     process.reap()
-    found = build.find_result(image, out)
+    found = results.find(image, out)
     parsed = definition.load_image(found.definition) if found.definition else None
     user = parsed.access.user if parsed else "admin"
     machines = resources.cache_root() / "machines"
@@ -38,7 +47,7 @@ def boot(image: str, *, out: Path, firmware: str | None, memory: int | None, por
             host_name=found.name,
             instance_id=f"boot-{uuid.uuid4()}",
             public_keys=[key.with_suffix(".pub").read_text().strip()],
-            epoch=build.epoch(),
+            epoch=identity.epoch(),
         )
         with machine.boot(
             found.disk,
@@ -47,6 +56,7 @@ def boot(image: str, *, out: Path, firmware: str | None, memory: int | None, por
             seed=disc,
             memory_mib=(memory or 1 << 30) >> 20,
             ssh_port=port,
+            attached=cast(Attachment, attached or ("cd" if found.disk.suffix == ".iso" else "disk")),
             forwards=[service.port for service in parsed.services if service.port] if parsed else [],
         ) as running:
             state = {

@@ -13,12 +13,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
-import requests
-
-from conda_appliance import process, resources
+from conda_appliance import lazy, process, resources
 from conda_appliance.errors import ApplianceError, BuildError, HashMismatch, LockError
+
+if TYPE_CHECKING:
+    import requests
+else:
+    requests = lazy.module("requests")
 
 #: Files fetched side by side.
 WORKERS = 8

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from conda_appliance import process
+from conda_appliance import process, resources
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,12 +23,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.boot)
 
 
-def cli(*words: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `conda-appliance` to its end, in the checkout's top folder."""
+def cli(
+    *words: str | Path, env: dict[str, str] | None = None, cwd: Path = ROOT, umask: int = -1
+) -> subprocess.CompletedProcess[str]:
+    """Run `conda-appliance` to its end, in the checkout's top folder unless ``cwd`` is another."""
     return subprocess.run(
         [sys.executable, "-m", "conda_appliance", *map(str, words)],
-        cwd=ROOT,
+        cwd=cwd,
         env={**os.environ, **(env or {})},
+        umask=umask,
         capture_output=True,
         text=True,
         check=False,
@@ -47,12 +51,13 @@ def start(*words: str | Path, log: Path, env: dict[str, str] | None = None) -> s
         )
 
 
-def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    """Wait for ``condition``; fail after ``seconds`` saying ``what`` never came."""
+def wait_until(condition: Callable[[], bool], seconds: float, what: str, *, log: Path | None = None) -> None:
+    """Wait for ``condition``; fail after ``seconds`` saying ``what`` never came, and what ``log`` says."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            pytest.fail(f"not within {seconds:.0f} s: {what}")
+            said = "" if log is None else f"; the run said:\n{log.read_text()}"
+            pytest.fail(f"not within {seconds:.0f} s: {what}{said}")
         time.sleep(0.1)
 
 
@@ -78,7 +83,31 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def hello(out: Path) -> Path:
-    """images/hello.yaml, locked, built, booted and checked: the folder of its result."""
-    done = cli("build", "--lock", "images/hello.yaml", "--out", out)
+    """images/hello.yaml, locked, built by Packer, booted and checked: the folder of its result."""
+    done = cli("build", "--lock", "--builder", "packer", "images/hello.yaml", "--out", out)
     assert done.returncode == 0, done.stderr
     return Path(done.stdout.strip())
+
+
+@pytest.fixture(scope="session")
+def out_rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where this session's results of the rootfs builder land."""
+    return tmp_path_factory.mktemp("out-rootfs")
+
+
+@pytest.fixture(scope="session")
+def hello_rootfs(out_rootfs: Path) -> Path:
+    """The same definition and lock, built without booting, then booted and checked: the folder of its result."""
+    done = cli("build", "--lock", "--builder", "rootfs", "images/hello.yaml", "--out", out_rootfs)
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip())
+
+
+@pytest.fixture(scope="session")
+def fresh_cache(hello_rootfs: Path) -> Iterator[Path]:
+    """A cache with this session's downloads, by hard links, and nothing that was made of them."""
+    used = resources.cache_root()
+    fresh = used.parent / f"conda-appliance-fresh-{os.getpid()}"
+    shutil.copytree(used / "blobs", fresh / "blobs", copy_function=os.link)
+    yield fresh
+    resources.remove(fresh)

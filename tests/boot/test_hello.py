@@ -14,7 +14,7 @@ import paramiko
 import pytest
 from tests.boot.conftest import ROOT, cli, programs_of, start, wait_until
 
-from conda_appliance import build, machine, seed
+from conda_appliance import identity, machine, seed
 
 
 def test_a_result_holds_all_that_belongs_to_it(hello: Path, out: Path) -> None:
@@ -53,7 +53,7 @@ def test_the_image_is_compressed_and_stands_alone(hello: Path) -> None:
 
 def test_nothing_changed_means_nothing_done(hello: Path, out: Path) -> None:
     before = (hello / "hello.qcow2").stat()
-    done = cli("build", "--lock", "images/hello.yaml", "--out", out)
+    done = cli("build", "--lock", "--builder", "packer", "images/hello.yaml", "--out", out)
     assert done.returncode == 0
     assert "nothing to do" in done.stderr
     assert done.stdout.strip() == str(hello)
@@ -81,7 +81,7 @@ def test_two_machines_of_one_image_are_two_machines(hello: Path, out: Path, tmp_
             host_name="second",
             instance_id=str(uuid.uuid4()),
             public_keys=[public],
-            epoch=build.epoch(),
+            epoch=identity.epoch(),
         )
         with machine.boot(
             hello / "hello.qcow2", work=work, firmware="uefi", seed=disc, forwards=[8000]
@@ -170,10 +170,10 @@ def test_a_build_that_is_ended_leaves_nothing_and_the_last_result_stands(
     text = (own / "hello.yaml").read_text().replace("version: 1.0.0", f"version: 1.0.{int(number)}")
     (own / "hello.yaml").write_text(text)
     log = tmp_path / "build.log"
-    run = start("build", own / "hello.yaml", "--out", out, log=log)
+    run = start("build", "--builder", "packer", own / "hello.yaml", "--out", out, log=log)
     try:
         wait_until(
-            lambda: any("qemu-system" in words for words in programs_of(run.pid)) or run.poll() is not None,
+            lambda: any("/qemu.pid" in words for words in programs_of(run.pid)) or run.poll() is not None,
             120,
             f"the build starts QEMU: {log.read_text()}",
         )

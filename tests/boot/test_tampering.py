@@ -4,32 +4,47 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.boot.conftest import ROOT, cli
 
-from conda_appliance import lock, resources
+from conda_appliance import layers, lock, resources
 
 
 @pytest.fixture
-def cache(hello: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the cache that this session built from, to break things in: hard links until they break."""
-    copy = resources.cache_root().parent / f"conda-appliance-test-{os.getpid()}"
-    shutil.copytree(resources.cache_root(), copy, copy_function=os.link, symlinks=True)
+def cache() -> Iterator[Path]:
+    """A copy of the cache that this session built from, to break things in: downloads are hard links until then."""
+    used = resources.cache_root()
+    copy = used.parent / f"conda-appliance-test-{os.getpid()}"
+    shutil.copytree(
+        used, copy, copy_function=os.link, symlinks=True, ignore=shutil.ignore_patterns("layers", "*.lock")
+    )
     yield copy
     resources.remove(copy)
 
 
+def copy_layers(cache: Path) -> None:
+    """Give a copied cache its layers, by hard links: `flip` breaks one of them."""
+    subprocess.run(["cp", "-al", resources.cache_root() / "layers", cache / "layers"], check=True)
+
+
 def flip(path: Path) -> None:
     """Change one byte in the middle of a file, in a copy of it: the original may be linked elsewhere."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.unlink()
-    path.write_bytes(content)
+    with path.open("rb") as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)[0]
+    copy = path.with_name(f"{path.name}.flipped")
+    layers.copy(path, copy)
+    with copy.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(bytes([byte ^ 1]))
+    copy.replace(path)
 
 
-def test_a_deb_and_a_conda_package_are_named(cache: Path) -> None:
+def test_a_deb_and_a_conda_package_are_named(hello: Path, cache: Path) -> None:
     locked = lock.read(ROOT / "images/hello.lock")
     assert locked.debian is not None
     deb = locked.debian.packages[17]
@@ -48,17 +63,46 @@ def test_a_deb_and_a_conda_package_are_named(cache: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "said"), [("payload/*/payload.iso", "environment.tar"), ("base/*/disk.qcow2", "base disk")]
+    ("what", "said"),
+    [
+        ("payload/*/payload.iso", "/environment.tar on the disc"),
+        ("base/*/disk.qcow2", "disk.qcow2"),
+        ("environment/*/tree/opt/conda/conda-meta/history", "changed: opt/conda/conda-meta/history"),
+        ("system/*/tree/usr/bin/sudo", "changed: usr/bin/sudo"),
+    ],
 )
-def test_the_payload_disc_and_the_base_disk_are_named(
-    cache: Path, tmp_path: Path, what: str, said: str
+def test_what_packer_is_given_is_named(
+    hello: Path, cache: Path, tmp_path: Path, what: str, said: str
 ) -> None:
-    for path in cache.glob(what):
+    refused("packer", cache, tmp_path, what, said)
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("environment/*/tree/opt/conda/conda-meta/history", "changed: opt/conda/conda-meta/history"),
+        ("system/*/tree/usr/bin/sudo", "changed: usr/bin/sudo"),
+        (
+            "provisioned/*/tree/etc/systemd/system/hello.service",
+            "changed: etc/systemd/system/hello.service",
+        ),
+    ],
+)
+def test_the_layers_that_a_disk_is_written_from_are_named(
+    hello_rootfs: Path, cache: Path, tmp_path: Path, what: str, said: str
+) -> None:
+    refused("rootfs", cache, tmp_path, what, said)
+
+
+def refused(builder: str, cache: Path, tmp_path: Path, what: str, said: str) -> None:
+    """A build from a cache with a flipped byte in ``what`` ends before it is used, and ``said`` says where."""
+    copy_layers(cache)
+    flipped = list((cache / "layers").glob(what))
+    assert flipped
+    for path in flipped:
         flip(path)
     done = cli(
-        "build",
-        "--offline",
-        "--force",
+        *("build", "--offline", "--force", "--no-check", "--builder", builder),
         "images/hello.yaml",
         "--out",
         tmp_path / "out",
@@ -66,4 +110,6 @@ def test_the_payload_disc_and_the_base_disk_are_named(
     )
     assert done.returncode == 3, done.stderr
     assert said in done.stderr
+    assert "set aside" in done.stderr
     assert "Build with packer" not in done.stderr
+    assert "Export" not in done.stderr

@@ -27,6 +27,13 @@ def pytest_generate_tests(metafunc):
 
 
 @pytest.fixture(scope="session")
+def fresh(appliance):
+    """For checks of a machine that has just started for the first time: of any other they say nothing."""
+    if not appliance.fresh:
+        pytest.skip("this machine has been used")
+
+
+@pytest.fixture(scope="session")
 def told():
     """What root was told in this session; filled by `as_root`, whose ``host`` lives for a module only."""
     return {}

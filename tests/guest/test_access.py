@@ -31,7 +31,7 @@ def test_a_password_is_refused(connect, appliance):
 
 
 def test_root_is_refused_even_with_an_allowed_key(connect, appliance):
-    key = paramiko.Ed25519Key.from_private_key_file(appliance.private_key)
+    key = paramiko.PKey.from_path(appliance.private_key)
     with pytest.raises(paramiko.AuthenticationException):
         connect().auth_publickey("root", key)
 
@@ -48,6 +48,12 @@ def test_sshd_is_configured_for_keys_only(as_root):
     assert {name: settings.get(name) for name in wanted} == wanted
 
 
+def test_the_consoles_say_where_and_how_to_log_in(host, appliance):
+    lines = host.file("/etc/issue").content_string.splitlines()
+    assert f"Log in:  ssh {appliance.user}@\\4" in "\n".join(lines)
+    assert "Address: \\4 \\6" in lines
+
+
 def test_no_account_has_a_password(as_root):
     # '!' or '*' matches no password; an empty field asks for none.
     fields = {line.split(":")[0]: line.split(":")[1] for line in as_root["shadow"]}
@@ -55,13 +61,13 @@ def test_no_account_has_a_password(as_root):
     assert [name for name, field in fields.items() if field[:1] not in ("!", "*")] == []
 
 
-def test_the_administrator_is_the_only_person(host, appliance):
+def test_only_who_should_is_a_person_here(host, appliance):
     accounts = [line.split(":") for line in host.check_output("getent passwd").splitlines()]
     people = [name for name, _, uid, *_ in accounts if 1000 <= int(uid) < 60000]
-    assert people == [appliance.user]
+    assert people == [*appliance.people]
     assert [name for name, _, uid, *_ in accounts if int(uid) == 0] == ["root"]
 
 
-def test_only_the_administrator_may_sudo_without_a_password(as_root, appliance):
+def test_only_they_may_sudo_without_a_password(as_root, appliance):
     rules = [line.split() for line in as_root["sudoers"] if not line.lstrip().startswith("#")]
-    assert {rule[0] for rule in rules if any("NOPASSWD" in word for word in rule)} == {appliance.user}
+    assert {rule[0] for rule in rules if any("NOPASSWD" in word for word in rule)} == {*appliance.people}

@@ -87,3 +87,18 @@ def test_conda_would_use_the_definitions_channels(host, appliance):
     settings = yaml.safe_load(host.file(f"{appliance.prefix}/.condarc").content_string)
     named = [channel for channel in settings["channels"] if channel != "nodefaults"]
     assert named == list(appliance.channels)
+
+
+def test_environments_in_a_partition_of_their_own_are_read_only(host, appliance):
+    if not appliance.read_only:
+        pytest.skip("this machine has one root file system")
+    mounted = host.mount_point(appliance.prefix)
+    assert mounted.exists and mounted.filesystem == "squashfs"
+    assert "ro" in mounted.options
+    with host.sudo():
+        assert host.run(f"touch {appliance.prefix}/conda-meta/new").rc != 0
+    settings = yaml.safe_load(host.file(f"{appliance.prefix}/.condarc").content_string)
+    for folder in (*settings["envs_dirs"], *settings["pkgs_dirs"]):
+        assert host.file(folder).is_directory
+        with host.sudo():
+            assert host.run(f"test -w {folder}").rc == 0

@@ -6,7 +6,7 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def booted(host):
+def booted(host, fresh):
     """When this boot began, in seconds since 1970; less what the clock may have been set by since."""
     return int(host.check_output("sed -n 's/^btime //p' /proc/stat")) - 5
 

@@ -20,10 +20,10 @@ def test_no_private_key_is_left(as_root):
     assert as_root["private keys"] == []
 
 
-def test_cloud_init_knows_this_boot_only(as_root, appliance):
+def test_cloud_init_knows_this_boot_only(as_root, appliance, fresh):
     names = [line for line in as_root["cloud-init"] if not line.endswith(":")]
     assert names == [appliance.instance], "the build's seed, or an earlier boot's"
 
 
-def test_no_trace_of_the_build_in_a_home(as_root):
+def test_no_trace_of_the_build_in_a_home(as_root, fresh):
     assert as_root["traces"] == []

@@ -15,7 +15,7 @@ def test_the_boot_finished(host):
     # "degraded" is told by the check above, with the unit's name.
 
 
-def test_the_host_is_named(host, appliance):
+def test_the_host_is_named(host, appliance, fresh):
     assert host.check_output("hostname") == appliance.name
 
 

@@ -12,74 +12,30 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from debian import Debian, lock_of, written
+from inside import Inside
 
-from conda_appliance import basedisk, bootstrap, definition, process, resolve, resources, sources
-from conda_appliance.basedisk import ESP_START, ROOT_START, SECTOR
-from conda_appliance.definition import ImageDefinition
+from conda_appliance import basedisk, bootstrap, process, resolve, resources, sources
+from conda_appliance.definition import Base
+from conda_appliance.disk import SECTOR
 from conda_appliance.errors import BuildError, HashMismatch, UsageError
-from conda_appliance.lock import CondaSection, DebianSection, ImageSection, Lock
-
-DEFINITION = """
-name: base
-version: "1"
-base: {BASE}
-conda:
-  channels: [starter]
-  environments: {{base: {{dependencies: [python]}}}}
-disk: {{size: SIZE}}
-"""
-
-
-def written(folder: Path, base: str, size: str = "2GiB") -> ImageDefinition:
-    path = folder / "base.yaml"
-    path.write_text(
-        DEFINITION.replace("BASE", base).replace("SIZE", size).replace("{{", "{").replace("}}", "}")
-    )
-    return definition.load_image(path)
-
-
-def lock_of(*, debian: DebianSection | None = None, image: ImageSection | None = None) -> Lock:
-    return Lock(
-        name="base",
-        digest="0" * 64,
-        tools={},
-        debian=debian,
-        image=image,
-        conda=CondaSection(virtual_packages=(), environments={}),
-    )
+from conda_appliance.layers import Store
+from conda_appliance.lock import DebianSection, ImageSection
 
 
 @dataclass(frozen=True)
-class Made:
+class Made(Inside):
     """A Debian base, and what can be asked of it."""
 
-    image: ImageDefinition
+    debian: Debian
     section: DebianSection
-    files: dict[str, Path]
     disk: basedisk.BaseDisk
     raw: Path
-
-    @property
-    def file_system(self) -> str:
-        """The root file system as e2fsprogs' programs name one inside a disk."""
-        return f"{self.raw}?offset={ROOT_START * SECTOR}"
-
-    def debugfs(self, request: str) -> str:
-        return process.run(["debugfs", "-R", request, self.file_system]).stdout
-
-    def read(self, path: str) -> str:
-        return self.debugfs(f"cat {path}")
-
-    def names(self, path: str) -> set[str]:
-        """What a folder holds."""
-        lines = self.debugfs(f"ls -p {path}").splitlines()
-        return {line.split("/")[5] for line in lines if line.count("/") >= 6} - {".", ".."}
 
     def link(self, path: str) -> str:
         found = re.search(r'Fast link dest: "(.*)"', self.debugfs(f"stat {path}"))
@@ -88,21 +44,17 @@ class Made:
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """Debian 13, resolved from the mirror and made for real; kept in the user's cache, where a build finds it too."""
-    work = tmp_path_factory.mktemp("base")
-    image = written(work, "{debian: trixie, packages: [netcat-openbsd]}")
-    cache = sources.Cache(resources.cache_root())
-    section = resolve.debian_section(image, cache)
-    wanted = [
-        sources.Download(name=p.filename, url=p.url, sha256=p.sha256, size=p.size) for p in section.packages
-    ]
-    sources.fetch(wanted, cache, offline=False, progress=lambda _: None)
-    files = {one.sha256: cache.verified(one.sha256, one.name) for one in wanted}
-    disk = basedisk.make(lock_of(debian=section), image, files, cache=cache.root, progress=lambda _: None)
-    raw = work / "disk.raw"
+def made(debian: Debian, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    disk = basedisk.make(
+        lock_of(debian=debian.section),
+        debian.image,
+        debian.files,
+        store=debian.store,
+        progress=lambda _: None,
+    )
+    raw = tmp_path_factory.mktemp("base") / "disk.raw"
     process.run(["qemu-img", "convert", "-O", "raw", disk.path, raw])
-    return Made(image, section, files, disk, raw)
+    return Made(debian, debian.section, disk, raw)
 
 
 # --- what is locked ---------------------------------------------------------------------------------
@@ -134,32 +86,6 @@ def test_a_package_that_does_not_exist_is_named(tmp_path: Path) -> None:
 def test_the_disk_has_the_definitions_size(made: Made) -> None:
     about = json.loads(process.run(["qemu-img", "info", "--output=json", made.disk.path]).stdout)
     assert (about["format"], about["virtual-size"]) == ("qcow2", 2 << 30)
-
-
-def test_the_partitions_are_for_bios_uefi_and_root(made: Made) -> None:
-    table = json.loads(process.run(["sfdisk", "--json", made.raw]).stdout)["partitiontable"]
-    assert table["label"] == "gpt"
-    assert [(part["start"], part["type"]) for part in table["partitions"]] == [
-        (basedisk.BIOS_START, "21686148-6449-6E6F-744E-656564454649"),
-        (ESP_START, "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"),
-        (ROOT_START, "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709"),
-    ]
-    assert "sfdisk" not in process.run(["sfdisk", "--verify", made.raw]).stderr
-
-
-def test_the_boot_sector_leads_to_grubs_core(made: Made) -> None:
-    with made.raw.open("rb") as file:
-        boot = file.read(SECTOR)
-        file.seek(basedisk.BIOS_START * SECTOR)
-        core = file.read(SECTOR)
-    assert boot[510:] == b"\x55\xaa"
-    assert int.from_bytes(boot[0x5C:0x64], "little") == basedisk.BIOS_START
-    assert int.from_bytes(core[500:508], "little") == basedisk.BIOS_START + 1
-
-
-def test_the_efi_partition_has_grub_where_every_firmware_looks(made: Made) -> None:
-    listing = process.run(["mdir", "-b", "-/", "-i", f"{made.raw}@@{ESP_START * SECTOR}", "::"]).stdout
-    assert "::/EFI/BOOT/BOOTX64.EFI" in listing.split()
 
 
 def test_the_file_system_is_sound_and_fills_its_partition(made: Made) -> None:
@@ -212,7 +138,13 @@ def test_nothing_of_this_host_is_on_it(made: Made) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/boot", "/etc", "/usr", *sorted({*bootstrap.early_files(""), *bootstrap.late_files("", None)})]
+    "path",
+    [
+        "/boot",
+        "/etc",
+        "/usr",
+        *sorted({*bootstrap.early_files("", Base(debian="trixie")), *bootstrap.late_files("", None)}),
+    ],
 )
 def test_what_we_lay_over_debian_is_roots(made: Made, path: str) -> None:
     about = made.debugfs(f"stat {path}")
@@ -225,9 +157,23 @@ def test_it_speaks_utf_8(made: Made) -> None:
     assert made.link("/etc/default/locale") == "../locale.conf"
 
 
-@pytest.mark.parametrize("unit", bootstrap.MASKED)
+@pytest.mark.parametrize("unit", [*bootstrap.MASKED, *bootstrap.MASKED_FAST])
 def test_units_that_an_appliance_lacks_are_masked(made: Made, unit: str) -> None:
     assert made.link(f"/etc/systemd/system/{unit}") == "/dev/null"
+
+
+def test_a_fast_start_waits_for_none_of_these(made: Made) -> None:
+    there = made.names("/usr/lib/systemd/system")
+    held = {unit: targets for unit, targets in bootstrap.UNHELD.items() if unit in there}
+    assert len(held) >= len(bootstrap.UNHELD) - 1, "Debian 12 and 13 name one of them differently"
+    for unit, targets in held.items():
+        ours, theirs = made.read(f"/etc/systemd/system/{unit}"), made.read(f"/usr/lib/systemd/system/{unit}")
+        before = " ".join(line for line in ours.splitlines() if line.startswith("Before="))
+        assert not any(target in before for target in targets), unit
+        assert "ExecStart=" in ours, unit
+        assert [line for line in ours.splitlines() if not line.startswith("Before=")] == [
+            line for line in theirs.splitlines() if not line.startswith("Before=")
+        ], unit
 
 
 # --- its place in the cache -------------------------------------------------------------------------
@@ -236,40 +182,13 @@ def test_units_that_an_appliance_lacks_are_masked(made: Made, unit: str) -> None
 def test_it_is_made_once(made: Made) -> None:
     again = basedisk.make(
         lock_of(debian=made.section),
-        made.image,
-        made.files,
-        cache=resources.cache_root(),
+        made.debian.image,
+        made.debian.files,
+        store=made.debian.store,
         progress=lambda _: None,
     )
     assert not again.made
-    assert again.sha256 == resources.sha256_of(again.path)
-
-
-def test_debian_does_not_fit_a_disk_that_is_too_small(tmp_path: Path) -> None:
-    tar = tmp_path / "root.tar"
-    with tar.open("wb") as file:
-        file.truncate(1 << 30)
-    with pytest.raises(UsageError, match=r"disk\.size is 1\.0 GiB, and Debian alone takes 1\.1 GiB"):
-        basedisk._require_room(tar, written(tmp_path, "{debian: trixie}", "1GiB"))
-
-
-def test_owners_modes_and_capabilities_reach_the_file_system(tmp_path: Path) -> None:
-    """As root and, through fakeroot, as anybody."""
-    capability = bytes.fromhex("0100000200200000000000000000000000000000")  # cap_net_raw+ep, version 2
-    tar, raw = tmp_path / "root.tar", tmp_path / "disk.raw"
-    with tarfile.open(tar, "w", format=tarfile.PAX_FORMAT) as archive:
-        one = tarfile.TarInfo("./ping")
-        one.mode, one.uid, one.gid = 0o4750, 1234, 5678
-        one.pax_headers = {"SCHILY.xattr.security.capability": capability.decode("latin-1")}
-        archive.addfile(one)
-    with raw.open("wb") as file:
-        file.truncate(256 << 20)
-    basedisk.root_file_system(raw, tar, tmp_path, "6f1cde62-2b5a-4d0c-9a55-3c2a9b0e9d11")
-    place = f"{raw}?offset={ROOT_START * SECTOR}"
-    about = process.run(["debugfs", "-R", "stat /ping", place]).stdout
-    assert re.search(r"Mode: +04750", about)
-    assert re.search(r"User: +1234 +Group: +5678", about)
-    assert "security.capability" in about
+    assert again.sha256 == made.disk.sha256 == resources.sha256_of(again.path)
 
 
 # --- cloud images -----------------------------------------------------------------------------------
@@ -294,7 +213,7 @@ def from_cloud(source: Path, tmp_path: Path, size: str = "2GiB") -> basedisk.Bas
         lock_of(image=ImageSection(url=source.as_uri(), sha256=digest)),
         image,
         {digest: source},
-        cache=tmp_path / "cache",
+        store=Store(tmp_path / "layers"),
         progress=lambda _: None,
     )
 
@@ -359,7 +278,7 @@ def test_a_killed_bootstrap_leaves_no_mount_and_the_hosts_shared_memory_alone(
 ) -> None:
     ours = Path(f"/dev/shm/conda-appliance-test-{os.getpid()}")
     ours.write_text("still here")
-    packages = {package.filename: str(made.files[package.sha256]) for package in made.section.packages}
+    packages = {package.filename: str(made.debian.files[package.sha256]) for package in made.section.packages}
     (tmp_path / "files.json").write_text(json.dumps(packages))
     (tmp_path / "lock.json").write_text(made.section.model_dump_json())
     script = (

@@ -156,6 +156,29 @@ def test_a_flipped_byte_is_caught_by_name(tmp_path: Path) -> None:
     assert caught.value.expected == hashlib.sha256(b"2" * 5000).hexdigest()
 
 
+def test_what_is_on_a_disc_is_listed_by_its_real_names(tree: Path, tmp_path: Path) -> None:
+    image = disc.write(make({"from": "tree", "to": "/tree"}), {"tree": tree}, tmp_path / "o.iso", epoch=EPOCH)
+    found = disc.contents(image)
+    assert found.volume == "TEST"
+    listed = {one.path: one for one in found.entries}
+    assert [*listed] == [one.path for one in found.entries]
+    expected = {f"/tree/{path.relative_to(tree)}" for path in tree.rglob("*")}
+    assert {*listed} == expected | {"/tree", "/SHA256SUMS"}
+    run, link = listed["/tree/run.sh"], listed["/tree/link"]
+    assert (stat.filemode(run.mode), run.size) == ("-r-xr-xr-x", len("#!/bin/sh\n"))
+    assert (stat.S_ISLNK(link.mode), link.target) == (True, "level-0/level-1")
+    assert stat.filemode(listed["/tree/empty"].mode) == "dr-xr-xr-x"
+
+
+def test_a_disc_of_other_programs_is_told_from_ours(tmp_path: Path) -> None:
+    iso = pycdlib.PyCdlib()
+    iso.new()
+    iso.write(str(tmp_path / "plain.iso"))
+    iso.close()
+    with pytest.raises(BuildError, match="no Rock Ridge names"):
+        disc.contents(tmp_path / "plain.iso")
+
+
 def test_what_is_not_a_disc_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no disc" * 1000)
     with pytest.raises(BuildError, match="cannot be read as a disc"):
@@ -177,6 +200,19 @@ def test_inputs_must_be_those_of_the_definition(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="neither a file"):
         disc.write(wanted, {"a": tmp_path / "pipe"}, tmp_path / "o.iso", epoch=EPOCH)
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"], "a failed write leaves nothing"
+
+
+def test_trees_at_one_place_become_one(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name / "deep/er").mkdir(parents=True)
+        (tmp_path / name / "deep/er" / name).write_text(name)
+    wanted = make({"from": "one", "to": "/tree"}, {"from": "two", "to": "/tree"})
+    inputs = {"one": tmp_path / "one", "two": tmp_path / "two"}
+    out = extracted(disc.write(wanted, inputs, tmp_path / "o.iso", epoch=EPOCH), tmp_path / "out")
+    assert {path.name for path in (out / "tree/deep/er").iterdir()} == {"one", "two"}
+    (tmp_path / "two/deep/er/one").write_text("another")
+    with pytest.raises(BuildError, match="two things stand at /tree/deep/er/one"):
+        disc.write(wanted, inputs, tmp_path / "o.iso", epoch=EPOCH)
 
 
 def test_two_things_at_one_place_are_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from conda_appliance import definition, process, render, resources, seed
+from conda_appliance import ansible, definition, process, render, resources, seed
 from conda_appliance.builders import packer
 from conda_appliance.errors import BuildError, ToolMissing
 from conda_appliance.lock import CondaSection, Lock
@@ -41,7 +41,7 @@ def make_tree(folder: Path) -> render.BuildTree:
             base_sha256=resources.sha256_of(base),
             payload=payload,
             acceleration="tcg",
-            ansible_playbook=packer.ansible_playbook(),
+            ansible_playbook=ansible.playbook_program(),
             qemu=str(FAKE_QEMU),
         ),
         packer_version=packer.version_numbers(),
@@ -75,7 +75,7 @@ def left_in_tmp() -> list[Path]:
 
 def failure(tree: render.BuildTree, tmp_path: Path) -> BuildError:
     with pytest.raises(BuildError) as raised:
-        packer.build(tree, logs=tmp_path / "logs", step=Step("build"))
+        packer.run(tree, logs=tmp_path / "logs", step=Step("build"))
     assert left_running() == []
     assert left_in_tmp() == []
     return raised.value
@@ -154,7 +154,7 @@ def test_an_interrupt_ends_packer_and_its_qemu(tree, qemu, tmp_path, number):
     waiter.start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            packer.build(tree, logs=tmp_path / "logs", step=Step("build"))
+            packer.run(tree, logs=tmp_path / "logs", step=Step("build"))
     finally:
         signal.signal(number, before)
         waiter.join()
@@ -176,7 +176,7 @@ def test_what_a_killed_build_left_is_ended_by_the_next_run(qemu, tmp_path):
         "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]); import test_packer as t\n"
         "tree = t.make_tree(Path(sys.argv[1]))\n"
         "(tree.folder / 'zz.auto.pkrvars.hcl').write_text('ssh_timeout = \"20m\"\\n')\n"
-        "t.packer.build(tree, logs=Path(sys.argv[1]) / 'logs', step=t.Step('build'))\n"
+        "t.packer.run(tree, logs=Path(sys.argv[1]) / 'logs', step=t.Step('build'))\n"
     )
     argv = [sys.executable, "-c", script, tmp_path, Path(__file__).parent]
     with process.background(argv, log=tmp_path / "log", env={process.MARK: ""}) as child:
@@ -195,7 +195,7 @@ def test_what_a_killed_build_left_is_ended_by_the_next_run(qemu, tmp_path):
 
 def test_ansible_reads_the_playbook(tree):
     process.run(
-        [packer.ansible_playbook(), "--syntax-check", "-i", "localhost,", tree.folder / "playbook/site.yml"],
+        [ansible.playbook_program(), "--syntax-check", "-i", "localhost,", tree.folder / "playbook/site.yml"],
         env={"ANSIBLE_CONFIG": str(tree.folder / "playbook/ansible.cfg")},
     )
 

@@ -11,6 +11,7 @@ import pytest
 from conda_appliance import conda, lock, payload, prefix_check, process, resources
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import BuildError, HashMismatch
+from conda_appliance.layers import Store
 from conda_appliance.lock import CondaSection, EnvironmentSection, Lock
 
 EPOCH = 1_700_000_000
@@ -68,10 +69,10 @@ def make(image: ImageDefinition, locked: Lock, archives: dict[str, Path], tmp_pa
             image,
             locked,
             archives,
-            cache=tmp_path / cache,
+            store=Store(tmp_path / cache),
             epoch=epoch,
             project=None,
-            lock_text=text or lock.dump(locked),
+            lock_text=text or locked.text,
         )
 
     return make
@@ -140,7 +141,13 @@ def test_a_disc_is_made_once(make: Make) -> None:
 def test_nothing_but_the_disc_stays(make: Make, tmp_path: Path) -> None:
     made = make()
     assert sorted(path.name for path in (tmp_path / "cache/payload").iterdir()) == [made.path.parent.name]
-    assert sorted(path.name for path in made.path.parent.iterdir()) == ["payload.iso", "payload.iso.sha256"]
+    assert sorted(path.name for path in made.path.parent.iterdir()) == [
+        "layer.json",
+        "payload.iso",
+        "seen",
+        "sums",
+        "users",
+    ]
 
 
 def test_a_flipped_byte_in_a_cached_disc_is_caught_by_name_and_mended(make: Make) -> None:
@@ -150,7 +157,8 @@ def test_a_flipped_byte_in_a_cached_disc_is_caught_by_name_and_mended(make: Make
     made.path.write_bytes(data)
     with pytest.raises(HashMismatch, match=r"/environment\.tar on the disc .*payload\.iso") as caught:
         make()
-    assert "run again" in caught.value.hint
+    assert "it is made anew" in caught.value.hint
+    assert f"{made.path.parent}.damaged" in caught.value.hint
     again = make()
     assert again.made and again.sha256 == made.sha256
 
@@ -164,6 +172,20 @@ def test_a_flipped_byte_between_a_discs_files_is_caught_too(make: Make) -> None:
         make()
 
 
+def test_a_flipped_byte_in_the_linked_environments_is_caught_by_name_and_mended(
+    make: Make, tmp_path: Path
+) -> None:
+    made = make()
+    (linked,) = (tmp_path / "cache/environment").glob("*/tree")
+    flipped = linked / "opt/conda/etc/prefixed.conf"
+    flipped.write_text(flipped.read_text().replace("home", "hone"))
+    with pytest.raises(HashMismatch, match=r"changed: opt/conda/etc/prefixed\.conf"):
+        make()
+    again = make()
+    assert again.sha256 == made.sha256
+    assert flipped.read_text() == "home = /opt/conda/share\n"
+
+
 def test_a_flipped_byte_in_a_package_stops_it(make: Make, archives: dict[str, Path], tmp_path: Path) -> None:
     digest, path = next((d, p) for d, p in archives.items() if p.name.startswith("pure"))
     data = bytearray(path.read_bytes())
@@ -172,7 +194,7 @@ def test_a_flipped_byte_in_a_package_stops_it(make: Make, archives: dict[str, Pa
     archives[digest].write_bytes(data)
     with pytest.raises(HashMismatch, match=r"pure-1\.0-0\.conda"):
         make()
-    assert list((tmp_path / "cache/payload").iterdir()) == [], "no half-made disc, no work folder"
+    assert list((tmp_path / "cache").glob("*/*")) == [], "no half-made disc, no work folder"
 
 
 def test_a_project_may_have_a_layout_of_its_own(
@@ -185,7 +207,7 @@ def test_a_project_may_have_a_layout_of_its_own(
         image,
         locked,
         archives,
-        cache=tmp_path / "cache",
+        store=Store(tmp_path / "cache"),
         epoch=EPOCH,
         project=tmp_path / "project",
         lock_text="x",

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -100,3 +101,54 @@ def test_a_run_in_another_container_is_not_ours_to_end() -> None:
     finally:
         child.kill()
         child.wait()
+
+
+def test_a_task_that_fails_ends_the_programs_of_its_siblings_and_of_nobody_else(tmp_path: Path) -> None:
+    elsewhere = threading.Thread(target=lambda: outcomes.append(process.run(["sleep", "1.5"]).returncode))
+    outcomes: list[int] = []
+    elsewhere.start()
+    begun = threading.Event()
+
+    def fails() -> None:
+        assert begun.wait(timeout=20)
+        process.run(["false"])
+
+    def waits() -> None:
+        process.run(["sh", "-c", "echo begun; exec sleep 600"], on_line=lambda _line: begun.set())
+
+    with pytest.raises(CommandFailed, match="false failed"):
+        process.side_by_side(fails, waits)
+    elsewhere.join(timeout=60)
+    assert outcomes == [0], "a program that another thread started goes on"
+    assert process.side_by_side(lambda: 1, lambda: 2) == [1, 2]
+
+
+def test_a_build_that_needs_no_network_loads_no_library_for_it() -> None:
+    """They take longer to load than a small build takes in all."""
+    code = (
+        "import sys, conda_appliance.cli; "
+        "print(*{'paramiko.client', 'requests.api', 'pytest', 'rattler'} & set(sys.modules))"
+    )
+    assert process.run([sys.executable, "-c", code]).stdout.split() == []
+
+
+@pytest.mark.parametrize(
+    "said", ["tar: root: Cannot write: No space left on device", "E: You don't have enough free space in /x."]
+)
+def test_a_full_disk_is_said_in_one_line_with_what_to_do(said: str) -> None:
+    with pytest.raises(CommandFailed) as caught:
+        process.run(["sh", "-c", f'echo "before"; echo "{said}" >&2; echo "after" >&2; exit 2'])
+    assert caught.value.message == f"the disk is full, as sh found: {said}"
+    assert "free space" in caught.value.hint
+
+
+def test_threads_may_be_the_first_to_use_such_a_library_at_once() -> None:
+    """As downloads do."""
+    code = (
+        "import threading; from conda_appliance import sources\n"
+        "told = []\n"
+        "threads = [threading.Thread(target=lambda: told.append(sources.requests.Session())) for _ in range(16)]\n"
+        "[one.start() for one in threads]; [one.join() for one in threads]\n"
+        "print(len(told))"
+    )
+    assert process.run([sys.executable, "-c", code]).stdout.split() == ["16"]

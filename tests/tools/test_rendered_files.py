@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conda_appliance import process, render, resources
+from conda_appliance import ansible, process, render, resources
 from conda_appliance.builders import packer
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import UsageError
@@ -74,7 +74,7 @@ def test_the_rendered_files_are_the_expected_ones(tmp_path, version):
         for path in sorted(made.folder.rglob("*"))
         if path.is_file()
         and path.parent.name != "ssh"
-        and ("roles" not in path.parts and "library" not in path.parts)
+        and not {"roles", "library", "connection_plugins"} & {*path.parts}
     }
     golden = GOLDEN / f"packer-{'.'.join(map(str, version))}"
     if os.environ.get("UPDATE_GOLDEN"):
@@ -95,7 +95,7 @@ def test_packer_accepts_it(tmp_path, version):
     base = tmp_path / "base.qcow2"
     base.touch()
     made = tree(
-        definition(), tmp_path, version=version, base_disk=base, ansible_playbook=packer.ansible_playbook()
+        definition(), tmp_path, version=version, base_disk=base, ansible_playbook=ansible.playbook_program()
     )
     if packer.version_numbers() < render.PLUGINS_SINCE <= version:
         # The one file that an old Packer cannot read; the others are the same for every version.
@@ -137,7 +137,7 @@ def play(folder: Path, tasks: list, made: render.BuildTree, **variables) -> None
         )
     )
     process.run(
-        [packer.ansible_playbook(), "-i", "localhost,", playbook],
+        [ansible.playbook_program(), "-i", "localhost,", playbook],
         cwd=folder,
         env={"ANSIBLE_HOME": str(folder)},
     )
@@ -170,7 +170,7 @@ def test_ansible_takes_a_definitions_text_as_it_is(tmp_path):
 
 def made_exec(command: str) -> str:
     service = definition(services=[{"name": "web", "command": command}])
-    return render.playbook_variables(service, LOCK, Path())["services"][0]["exec_start"]
+    return render.playbook_variables(service, Path())["services"][0]["exec_start"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="write_files gives what it writes to root")

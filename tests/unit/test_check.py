@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from conda_appliance import check, guest
+from conda_appliance import check
+from conda_appliance.facts import Appliance, Environment, Service
 
 JUNIT = """<?xml version="1.0" encoding="utf-8"?>
 <testsuites><testsuite name="pytest" errors="1" failures="1" skipped="1" tests="4">
@@ -52,6 +53,15 @@ def test_the_summary_names_what_failed_and_why(report):
     ]
 
 
+def test_of_a_machine_that_ran_already_less_is_known(report):
+    ran = check.CheckReport(
+        image="hello in Vagrant's machine web", accelerator="KVM", seconds=30, checks=report.checks
+    )
+    assert ran.text().splitlines()[0] == (
+        "hello in Vagrant's machine web: 1 checks passed, 2 failed, 1 skipped; 30 s in all"
+    )
+
+
 def test_the_report_is_written_for_programs_and_for_people(report, tmp_path):
     report.write(tmp_path)
     value = json.loads((tmp_path / "report.json").read_text())
@@ -77,18 +87,22 @@ def test_the_name_in_a_match_spec(spec, name):
 
 
 def test_checks_read_the_facts_that_were_written(tmp_path):
-    facts = guest.Appliance(
+    facts = Appliance(
         name="hello",
         version="1.0",
         user="admin",
         prefix="/opt/conda",
+        read_only=False,
         channels=("conda-forge",),
         environments=(
-            guest.Environment(name="base", prefix="/opt/conda", requested=("numpy",), has_python=True),
-            guest.Environment(name="r", prefix="/opt/conda/envs/r", requested=("r-base",), has_python=False),
+            Environment(name="base", prefix="/opt/conda", requested=("numpy",), has_python=True),
+            Environment(name="r", prefix="/opt/conda/envs/r", requested=("r-base",), has_python=False),
         ),
-        services=(guest.Service(name="web", environment="base", port=80, path="/", forwarded=4711),),
+        services=(Service(name="web", environment="base", port=80, path="/", forwarded=4711),),
         keys=("ssh-ed25519 AAAA me",),
+        login="admin",
+        people=("admin",),
+        fresh=True,
         ssh_port=2222,
         private_key="/run/key",
         instance="check-1",
@@ -96,5 +110,5 @@ def test_checks_read_the_facts_that_were_written(tmp_path):
         patience=5.0,
     )
     facts.write(tmp_path / "facts.json")
-    assert guest.Appliance.read(tmp_path / "facts.json") == facts
+    assert Appliance.read(tmp_path / "facts.json") == facts
     assert [one.python for one in facts.environments] == ["/opt/conda/bin/python", "/usr/bin/python3"]

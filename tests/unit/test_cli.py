@@ -22,6 +22,7 @@ VERBS = [
     "boot",
     "ssh",
     "check",
+    "disc",
     "clean",
 ]
 
@@ -45,6 +46,33 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
     said = capsys.readouterr().out
     assert "exit codes:" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("kind", ["payload", "seed", "ls", "verify", "write"])
+def test_every_kind_of_disc_explains_itself_with_an_example(
+    kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("disc", kind, "--help") == 0
+    said = capsys.readouterr().out
+    assert "conda-appliance disc" in said and "example" in said and "exit codes:" in said
+
+
+def test_a_disc_is_asked_for_by_its_image_then_its_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["disc", "nowhere", "payload"], ["disc", "payload", "nowhere"]):
+        assert run(*words) == 2
+        assert "nothing is built for 'nowhere'" in capsys.readouterr().err.replace("\n", " ")
+    assert run("disc", "nowhere", "--help") == 2
+    assert "payload" in capsys.readouterr().err, "what may stand there is told"
+
+
+def test_what_is_no_disc_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.iso").write_text("no disc")
+    for words in (["disc", "ls", "x.iso"], ["disc", "verify", "x.iso"], ["disc", "ls", "gone.iso"]):
+        assert run(*words) == 1
+        said = capsys.readouterr()
+        assert "cannot be read as a disc" in said.err and said.out == ""
+    assert run("disc", "write", "x.iso", "/dev/not-there") == 2
+    assert "No such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -126,7 +154,7 @@ def test_a_missing_host_tool_is_exit_4_with_its_package(
     capsys.readouterr()
     assert run("build", str(path)) == 4
     said = capsys.readouterr().err
-    assert "packer" in said
+    assert "mmdebstrap" in said
     assert "apt-get install" in said
     assert "qemu-system-x86" in said
 

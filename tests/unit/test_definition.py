@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from conda_appliance import definition
-from conda_appliance.errors import DefinitionError
+from conda_appliance.errors import DefinitionError, UsageError
 
 GOOD = """\
 name: hello
@@ -86,6 +86,13 @@ def test_all_errors_come_at_once_with_place_and_suggestion(tmp_path: Path) -> No
         ("base: {image: {url: 'ftp://x/y', sha256: %s}}" % ("0" * 64), "only https, http and file URLs"),
         ("base: {image: {url: 'https://x/y', sha256: abc}}", "is not a SHA-256"),
         ("base: {debian: trixie, packages: ['curl; rm -rf /']}", "is not a Debian package name"),
+        ("base: {debian: trixie, kernel: cluod}", "perhaps you meant 'cloud'"),
+        (
+            "base: {image: {url: 'https://x/y', sha256: %s}, kernel: generic}" % ("0" * 64),
+            "'packages', 'mirror' and 'kernel' belong to a 'debian' base",
+        ),
+        ("installer: {disk: {}}", "installer.disk: name the disk by its model, serial, path or size"),
+        ("installer: {disk: {path: /dev/disk/by-id/x}}", "installer.disk.path"),
         ("disk: {size: 10MiB}", "size must lie between 1GiB and 16TiB"),
         ("disk: {firmware: [coreboot]}", "'coreboot' is not one of 'bios' or 'uefi'"),
         ("access: {user: root}", "root does not log in"),
@@ -102,8 +109,9 @@ def test_all_errors_come_at_once_with_place_and_suggestion(tmp_path: Path) -> No
         ),
         ("services: [{name: a, command: x}, {name: a, command: y}]", "two services are named 'a'"),
         ('services: [{name: a, command: "x\\nExecStart=/bin/evil"}]', "holds a line break"),
-        ("builder: magic", "'magic' is not one of 'packer'"),
+        ("builder: magic", "'magic' is not one of 'packer' or 'rootfs'"),
         ("formats: [qcow]", "perhaps you meant 'qcow2'"),
+        ("disc: {userspace: squash}", "perhaps you meant 'squashfs'"),
         ("checks: [nowhere/]", "checks[0]: nowhere/ is not there"),
     ],
 )
@@ -114,6 +122,29 @@ def test_a_wrong_value_is_named(tmp_path: Path, change: str, said: str) -> None:
     assert len(told) == 1
     assert said in told[0]
     assert "Traceback" not in told[0]
+
+
+def test_a_cloud_image_must_boot_so_only_packer_builds_from_it(tmp_path: Path) -> None:
+    lines = [line for line in GOOD.splitlines() if not line.startswith("base:")]
+    cloud = "\n".join([*lines, f"base: {{image: {{url: cloud.qcow2, sha256: {'0' * 64}}}}}", ""])
+    (tmp_path / "cloud.qcow2").touch()
+    (told,) = problems(tmp_path, cloud + "builder: rootfs\n")
+    assert "builder: rootfs needs a Debian base; a cloud image must boot, which packer does" in told
+    path = tmp_path / "cloud.yaml"
+    path.write_text(cloud)
+    image = definition.load_image(path)
+    assert image.builder == "packer"
+    with pytest.raises(UsageError, match=r"cloud\.yaml: builder: rootfs needs a Debian base"):
+        definition.with_builder(path, image, "rootfs")
+
+
+def test_another_builder_changes_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "good.yaml"
+    path.write_text(GOOD)
+    image = definition.load_image(path)
+    asked = definition.with_builder(path, image, "rootfs")
+    assert asked.builder == "rootfs"
+    assert asked.model_copy(update={"builder": image.builder}) == image
 
 
 @pytest.mark.parametrize(
@@ -183,6 +214,8 @@ def test_a_lock_answers_the_base_and_the_conda_section_only(tmp_path: Path) -> N
 
     first = digest(GOOD)
     assert digest(GOOD + "summary: other words\n") == first
+    assert digest(GOOD.replace("debian: trixie", "debian: trixie, kernel: cloud")) == first
+    assert digest(GOOD.replace("debian: trixie", "debian: trixie, kernel: generic")) != first
     assert digest(GOOD.replace("[python]", "[python, numpy]")) != first
     assert digest(GOOD.replace("trixie", "bookworm")) != first
 

@@ -58,6 +58,16 @@ def test_the_seed_is_read_only(tmp_path):
     assert drive.endswith("a,,b.iso"), "a comma in a path would end the value"
 
 
+def test_discs_lie_in_drives_that_can_be_opened():
+    argv = line(discs=[Path("/one.iso"), Path("/a,b.iso")])
+    assert [word for word in argv if word.startswith("scsi-cd")] == [
+        "scsi-cd,id=cd0,bus=scsi.0,drive=disc0",
+        "scsi-cd,id=cd1,bus=scsi.0,drive=disc1",
+    ]
+    assert "if=none,id=disc1,format=raw,media=cdrom,readonly=on,file=/a,,b.iso" in argv
+    assert not any("scsi" in word for word in line()), "a machine without discs has no controller to look for"
+
+
 def test_forwarded_ports_are_read_from_the_monitor():
     said = (
         "Hub -1 (net):\r\n  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ\r\n"
@@ -71,7 +81,7 @@ def test_forwarded_ports_are_read_from_the_monitor():
 def test_the_tail_of_a_console_is_plain_text(tmp_path):
     log = tmp_path / "console.log"
     log.write_bytes(
-        b"\x1b[2J\x1b[01;01HBdsDxe: loading\r\n\r\n[\x1b[0;32m  OK  \x1b[0m] Started ssh.\r\n"
+        b"\x1b[2J\x1b[01;01HBdsDxe: loading\r\n\x1b]104\x07\r\n[\x1b[0;32m  OK  \x1b[0m] Started ssh.\r\n"
         + b"last\xff\r\n"
     )
     assert qemu.tail(log) == ["BdsDxe: loading", "[  OK  ] Started ssh.", "last\ufffd"]
@@ -79,12 +89,22 @@ def test_the_tail_of_a_console_is_plain_text(tmp_path):
     assert qemu.tail(tmp_path / "missing") == []
 
 
-def test_a_disk_is_qcow2_by_its_first_bytes(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"QFI\xfb\0\0\0\3", "qcow2"),
+        (b"KDMV\3\0\0\0", "vmdk"),
+        (b"vhdxfile", "vhdx"),
+        (b"<<< text >>>".ljust(64, b"\0") + b"\x7f\x10\xda\xbe", "vdi"),
+        (b"\xeb\x63\x90".ljust(4096, b"\0") + b"conectix".ljust(512, b"\0"), "vpc"),
+        (b"\xeb\x63\x90", "raw"),
+        (b"", "raw"),
+    ],
+)
+def test_the_format_of_a_disk_shows_in_its_bytes(tmp_path, content, named):
     image = tmp_path / "disk.img"
-    image.write_bytes(b"QFI\xfb\0\0\0\3")
-    assert qemu.disk_format(image) == "qcow2"
-    image.write_bytes(b"\xeb\x63\x90")
-    assert qemu.disk_format(image) == "raw"
+    image.write_bytes(content)
+    assert qemu.disk_format(image) == named
 
 
 @pytest.fixture

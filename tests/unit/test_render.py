@@ -6,7 +6,7 @@ import jinja2
 import pytest
 import yaml
 
-from conda_appliance import render
+from conda_appliance import render, trees
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import UsageError
 from conda_appliance.lock import CondaSection, Lock
@@ -29,7 +29,7 @@ def definition(**changed):
 
 
 def variables(tmp_path, **changed):
-    return render.playbook_variables(definition(**changed), LOCK, tmp_path)
+    return render.playbook_variables(definition(**changed), tmp_path)
 
 
 def test_hcl_strings_are_literal():
@@ -58,6 +58,19 @@ def test_words_of_a_unit_mean_themselves(value, written):
 
 def test_a_units_variable_keeps_its_dollar():
     assert render.systemd_variable("PRICE", '5$ "each" 50%') == '"PRICE=5$ \\"each\\" 50%%"'
+
+
+@pytest.mark.parametrize(
+    ("path", "unit"),
+    [
+        ("/opt/conda", "opt-conda.mount"),
+        ("/run/appliances/my-app", r"run-appliances-my\x2dapp.mount"),
+        ("/opt/.hidden/v1.2", r"opt-.hidden-v1.2.mount"),
+        ("/.hidden", r"\x2ehidden.mount"),
+    ],
+)
+def test_a_mount_unit_is_named_as_systemd_names_it(path, unit):
+    assert render.systemd_unit(path, "mount") == unit
 
 
 def test_every_string_for_ansible_is_unsafe():
@@ -130,12 +143,21 @@ def test_channels_of_the_host_do_not_reach_the_machine(tmp_path):
     assert variables(tmp_path, conda=conda)["conda"]["channels"] == ["conda-forge", "https://conda.example/x"]
 
 
-def test_a_machine_tells_what_it_is(tmp_path):
-    facts = json.loads(variables(tmp_path, summary=NASTY)["appliance"]["facts"])
+def test_a_machine_tells_what_it_is():
+    facts = json.loads(render.appliance_facts(definition(summary=NASTY), LOCK, "c0ffee"))
     assert facts["name"] == "box"
     assert facts["version"] == "1.10"
     assert facts["summary"] == NASTY
     assert facts["environments"] == {"base": {"prefix": "/opt/conda"}}
+    assert (facts["build"], facts["lock"]) == ("c0ffee", LOCK.digest)
+
+
+def test_only_its_facts_name_a_build(tmp_path):
+    for name, locked in (("one", LOCK), ("other", LOCK.model_copy(update={"digest": "1" * 64}))):
+        render.playbook_tree(definition(), locked, folder=tmp_path, into=tmp_path / name, identity=name)
+    one, other = (trees.listing(tmp_path / name, times=False) for name in ("one", "other"))
+    assert {path for path in one if one[path] != other[path]} == {f"playbook/{render.FACTS}"}
+    assert one.keys() == other.keys()
 
 
 def test_public_keys_come_from_files_and_lines(tmp_path):

@@ -1,4 +1,4 @@
-"""Builders: what turns a base disk and a payload into a provisioned disk image.
+"""Builders: what turns a definition and its lock into a provisioned disk image.
 
 A builder is a module that satisfies `Builder`; `BUILDERS` is the one place that lists them.
 """
@@ -8,28 +8,32 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from conda_appliance.builders import packer
-from conda_appliance.builders.packer import DiskImage
-from conda_appliance.log import Step
+from conda_appliance.builders import packer, rootfs
+from conda_appliance.builders.job import Boxed, DiskImage, Job
+from conda_appliance.definition import ImageDefinition
 from conda_appliance.render import BuildTree
 
-__all__ = ["BUILDERS", "Builder", "DiskImage"]
+__all__ = ["BUILDERS", "Boxed", "Builder", "DiskImage", "Job"]
 
 
 class Builder(Protocol):
     """What a builder can do."""
 
-    def tools(self) -> tuple[str, ...]:
-        """The programs of the host that it needs."""
+    def tools(self, image: ImageDefinition) -> tuple[str, ...]:
+        """The programs of the host that it needs for ``image``."""
         ...
 
     def version(self) -> str:
         """The version of its main program, e.g. ``1.6.6``."""
         ...
 
-    def build(self, tree: BuildTree, *, logs: Path, step: Step, keep_failed: bool = False) -> DiskImage:
+    def render(self, job: Job, into: Path) -> BuildTree:
+        """Write the ordinary files of a build into the new folder ``into``, and make what they name."""
+        ...
+
+    def build(self, job: Job, tree: BuildTree, *, logs: Path) -> DiskImage:
         """Run the build that ``tree`` describes; all logs go to ``logs``. Raises BuildError."""
         ...
 
 
-BUILDERS: dict[str, Builder] = {"packer": packer}
+BUILDERS: dict[str, Builder] = {"packer": packer, "rootfs": rootfs}

@@ -11,8 +11,6 @@ from __future__ import annotations
 import os
 import queue
 import shutil
-import sys
-import tempfile
 import threading
 import time
 import uuid
@@ -24,9 +22,22 @@ from typing import IO
 
 import packerpy
 
-from conda_appliance import process, resources
+from conda_appliance import (
+    accelerator,
+    ansible,
+    basedisk,
+    log,
+    machine,
+    payload,
+    process,
+    resources,
+    seed,
+)
+from conda_appliance import render as rendering
+from conda_appliance.builders.job import DiskImage, Job
 from conda_appliance.builders.packer_output import Progress, decode, hopeless, parse_version, plain_console
-from conda_appliance.errors import BuildError, ToolMissing
+from conda_appliance.definition import ImageDefinition
+from conda_appliance.errors import DISK_FULL, BuildError, ToolMissing
 from conda_appliance.log import Step
 from conda_appliance.render import BuildTree, Version
 
@@ -36,31 +47,23 @@ OLDEST: Version = (1, 6, 0)
 BUILD = "CONDA_APPLIANCE_BUILD"
 #: How long Packer may go on after its QEMU has ended, in seconds; it does not notice by itself.
 _GRACE = 15.0
+#: Held while this process's environment is a build's.
+_ENVIRONMENT = threading.Lock()
 #: With less than this free, in bytes, a failure is the full disk's.
 _FULL = 64 << 20
 #: How many lines of a console explain why a machine never answered.
 _CONSOLE_LINES = 30
-#: Folders with Packer's and Ansible's sockets, whose paths may have 107 bytes: TMPDIR is often longer than this.
-_SHORT = 40
-
 #: Where `packer plugins install` finds what is rendered into plugins.pkr.hcl.
 _PLUGINS = ("github.com/hashicorp/qemu", "github.com/hashicorp/ansible")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiskImage:
-    """A disk that a builder left: ``format`` as qemu-img says it. It may have the base disk as its backing file."""
-
-    path: Path
-    format: str
 
 
 # --- what it needs ----------------------------------------------------------------------------------
 
 
-def tools() -> tuple[str, ...]:
-    """The programs of the host that this builder needs; ansible-core comes with this program."""
-    return ("packer", "qemu-system-x86_64", "qemu-img", "ssh", "ssh-keygen", "tar")
+def tools(image: ImageDefinition) -> tuple[str, ...]:
+    """The programs of the host that this builder needs for ``image``; ansible-core comes with this program."""
+    own = ("packer", "qemu-system-x86_64", "qemu-img", "ssh", "ssh-keygen", "tar")
+    return (*basedisk.tools(image), *own)
 
 
 def version_numbers() -> Version:
@@ -83,20 +86,6 @@ def version_numbers() -> Version:
 def version() -> str:
     """Packer's version as text, e.g. ``1.6.6``. Raises as `version_numbers` does."""
     return ".".join(map(str, version_numbers()))
-
-
-def ansible_playbook() -> Path:
-    """The ``ansible-playbook`` that came with this program, beside its interpreter; else the one on PATH."""
-    beside = Path(sys.executable).with_name("ansible-playbook")
-    if os.access(beside, os.X_OK):
-        return beside
-    found = shutil.which("ansible-playbook")
-    if found is None:
-        raise ToolMissing(
-            f"ansible-playbook is neither beside {sys.executable} nor on PATH",
-            hint=f"{sys.executable} -m pip install ansible-core",
-        )
-    return Path(found)
 
 
 def require_plugins() -> None:
@@ -138,8 +127,54 @@ class _Run:
         return self.logs / "console.log"
 
 
-def build(tree: BuildTree, *, logs: Path, step: Step, keep_failed: bool = False) -> DiskImage:
-    """Run ``packer build`` over ``tree``; returns the disk it left.
+def render(job: Job, into: Path) -> BuildTree:
+    """Make the base disk and the payload disc, and write the files of the build that name them."""
+    with log.step("Base disk") as step:
+        base = basedisk.make(job.lock, job.image, job.files, store=job.store, progress=step.update)
+        step.note("bootstrapped and assembled" if base.made else "unchanged, from the cache")
+    with log.step("Payload disc") as step:
+        load = payload.make(
+            job.image,
+            job.lock,
+            job.files,
+            store=job.store,
+            epoch=job.epoch,
+            project=job.project,
+            lock_text=job.lock_text,
+            progress=step.update,
+        )
+        step.note(resources.size_text(load.size))
+    with log.step("Render the Packer and Ansible files"):
+        tree = rendering.build_tree(
+            job.image,
+            job.lock,
+            folder=job.folder,
+            into=into,
+            inputs=rendering.MachineInputs(
+                base_disk=base.path,
+                base_sha256=base.sha256,
+                payload=load.path,
+                payload_sha256=load.sha256,
+                acceleration=accelerator.accelerator().name,
+                ansible_playbook=ansible.playbook_program(),
+            ),
+            packer_version=version_numbers(),
+            project=job.project,
+            identity=job.identity,
+        )
+        seed.for_build(tree, epoch=job.epoch, project=job.project)
+    return tree
+
+
+def build(job: Job, tree: BuildTree, *, logs: Path) -> DiskImage:
+    """Run ``packer build`` over ``tree``; returns the disk it left. See `run`."""
+    with machine.slot(), _ENVIRONMENT, log.step("Build with packer") as step:
+        run(tree, logs=logs, step=step, keep_failed=job.keep_failed)
+    return DiskImage(path=tree.disk, format="qcow2", inputs=tree.inputs, scratch=tree.disk.parent)
+
+
+def run(tree: BuildTree, *, logs: Path, step: Step, keep_failed: bool = False) -> None:
+    """Run ``packer build`` over ``tree``, which leaves its ``disk``.
 
     ``logs`` gets packer.log, packer-debug.log, ansible.log and console.log (the machine's serial console). With
     ``keep_failed`` the disk of a failed build stays in the tree.
@@ -150,7 +185,7 @@ def build(tree: BuildTree, *, logs: Path, step: Step, keep_failed: bool = False)
     logs.mkdir(parents=True, exist_ok=True)
     run = _Run(tree=tree, logs=logs, step=step)
     token = uuid.uuid4().hex
-    with _scratch() as scratch, _environment(_variables(tree, logs, scratch, token)):
+    with ansible.scratch() as scratch, _environment(_variables(tree, logs, scratch, token)):
         try:
             _watch(run, "abort" if keep_failed else "cleanup")
         finally:
@@ -163,7 +198,6 @@ def build(tree: BuildTree, *, logs: Path, step: Step, keep_failed: bool = False)
         raise BuildError(
             f"Packer ended well and left no {tree.disk}", hint=f"see what it did: less {logs / 'packer.log'}"
         )
-    return DiskImage(path=tree.disk, format="qcow2")
 
 
 def _watch(run: _Run, on_error: str) -> None:
@@ -172,14 +206,14 @@ def _watch(run: _Run, on_error: str) -> None:
     packer.start()
     gone_since: float | None = None
     qemu: int | None = None
-    with (run.logs / "packer.log").open("w", encoding="utf-8") as log:
+    with (run.logs / "packer.log").open("w", encoding="utf-8") as said:
         # The wait is short so that an interrupt and a dead machine are noticed; nothing is slept away.
         while packer.is_alive() or not run.lines.empty():
             try:
-                _hear(run, run.lines.get(timeout=0.5), log)
+                _hear(run, run.lines.get(timeout=0.5), said)
                 continue
             except queue.Empty:
-                log.flush()
+                said.flush()
             qemu = _pid(run.tree.pid_file) or qemu
             if run.progress.phase == "waiting for SSH" and (line := hopeless(_console(run))):
                 run.verdict = f"the machine gave up while it booted: {line}"
@@ -264,15 +298,7 @@ def _variables(tree: BuildTree, logs: Path, scratch: Path, token: str) -> dict[s
         "PACKER_NO_COLOR": "1",
         "PACKER_LOG": "1",
         "PACKER_LOG_PATH": str(logs / "packer-debug.log"),
-        "ANSIBLE_HOME": str(scratch / "ansible"),
-        "ANSIBLE_LOCAL_TEMP": str(scratch / "ansible/tmp"),
-        "ANSIBLE_SSH_CONTROL_PATH_DIR": str(scratch / "cp"),
-        "ANSIBLE_LOG_PATH": str(logs / "ansible.log"),
-        "ANSIBLE_NOCOLOR": "1",
-        # What `packer_output` reads, whatever the user's own settings are.
-        "ANSIBLE_STDOUT_CALLBACK": "default",
-        "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
-        "ANSIBLE_DISPLAY_FAILED_STDERR": "0",
+        **ansible.variables(scratch, logs),
     }
 
 
@@ -289,24 +315,6 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
         os.environ.update({name: before[name] for name in values if name in before})
 
 
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    """A folder for sockets and temporary files, with a short path; what killed runs left of theirs goes first."""
-    parent = Path(tempfile.gettempdir())
-    if len(str(parent)) > _SHORT:
-        parent = Path("/tmp")  # noqa: S108 — the folder made in it is new and ours alone (mkdtemp)
-    prefix = "conda-appliance-"
-    for left in parent.glob(f"{prefix}*"):
-        owner = left.name.removeprefix(prefix).rpartition("-")[0].replace("-", ":")
-        if left.is_dir() and left.stat().st_uid == os.getuid() and not process.alive(owner):
-            resources.remove(left)
-    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{process.mark().replace(':', '-')}-", dir=parent))
-    try:
-        yield folder
-    finally:
-        resources.remove(folder)
-
-
 # --- what went wrong --------------------------------------------------------------------------------
 
 
@@ -321,7 +329,7 @@ def _explain(run: _Run) -> BuildError:
     if free < _FULL:
         return BuildError(
             f"no space is left in {run.tree.folder} ({resources.size_text(free)} free)",
-            hint="free some space, `conda-appliance clean`, or use --out",
+            hint=DISK_FULL,
         )
     if progress.failure:
         where = f"in the task {progress.task!r}" if progress.task else "before its first task"

@@ -33,7 +33,10 @@ systemctl -q is-enabled ssh-host-keys.service || {
 
 # sshd takes the first value it reads: what another file says before ours would win.
 mkdir -p /run/sshd
-said=$(sshd -T -C user="$ADMIN",host=localhost,addr=127.0.0.1)
+key=/run/sshd/any_host_key # it answers with some host key only, and an image has none of its own
+[ -e $key ] || ssh-keygen -q -t ed25519 -N "" -f $key
+said=$(sshd -T -h $key -C user="$ADMIN",host=localhost,addr=127.0.0.1)
+rm -f $key $key.pub
 for wanted in "passwordauthentication no" "kbdinteractiveauthentication no" "permitrootlogin no" "pubkeyauthentication yes"; do
     printf '%s\n' "$said" | grep -qx "$wanted" || {
         echo "sshd does not take '$wanted' from sshd_config.d: $(printf '%s\n' "$said" | grep "^${wanted% *} ")" >&2

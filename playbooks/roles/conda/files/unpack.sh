@@ -1,23 +1,26 @@
-# Lays the environments down from the payload disc. Reads VOLUME, the disc's label, and ENVIRONMENTS, a line
-# `NAME PREFIX` for each.
+# Lays the environments down from the payload. Reads VOLUME, the disc's label, and ENVIRONMENTS, a line `NAME PREFIX`
+# for each; READ_ONLY is not empty where the environments have a partition of their own. A builder that works on files shows the payload's files in /run/payload instead, and has put the
+# environments in their places: then there is no environment.tar.
 set -eu
 umask 022
-folder=$(mktemp -d /run/payload.XXXXXX)
-finish() {
-    ! mountpoint -q "$folder" || umount "$folder"
-    rmdir "$folder"
-}
-trap finish EXIT
-
-udevadm settle || true
-if ! mount -t iso9660 -o ro "LABEL=$VOLUME" "$folder"; then
-    echo "no disc labelled $VOLUME: is the payload attached to the machine?" >&2
-    exit 1
+folder=/run/payload
+if [ ! -d $folder ]; then
+    folder=$(mktemp -d /run/payload.XXXXXX)
+    finish() {
+        ! mountpoint -q "$folder" || umount "$folder"
+        rmdir "$folder"
+    }
+    trap finish EXIT
+    udevadm settle || true
+    if ! mount -t iso9660 -o ro "LABEL=$VOLUME" "$folder"; then
+        echo "no disc labelled $VOLUME: is the payload attached to the machine?" >&2
+        exit 1
+    fi
 fi
 
-# The disc's own list names everything on it: the same list is the same environments.
-stamp=/etc/conda-appliance/payload.sha256
-if ! cmp -s "$folder/SHA256SUMS" "$stamp"; then
+# The lock names every package by its hash: the same lock is the same environments.
+stamp=/etc/conda-appliance/appliance.lock
+if [ -e "$folder/environment.tar" ] && ! cmp -s "$folder/appliance.lock" "$stamp"; then
     if ! (cd "$folder" && sha256sum --check --quiet SHA256SUMS) >&2; then
         echo "the payload disc is damaged: the files named above are not what its SHA256SUMS says" >&2
         exit 1
@@ -25,8 +28,6 @@ if ! cmp -s "$folder/SHA256SUMS" "$stamp"; then
     # Paths in it are relative to /. Folders that are there keep their modes, links to folders stay links.
     tar --extract --file="$folder/environment.tar" --directory=/ --numeric-owner \
         --no-overwrite-dir --keep-directory-symlink
-    mkdir -p /etc/conda-appliance
-    install -m 0644 "$folder/appliance.lock" /etc/conda-appliance/appliance.lock
     echo "changed: the environments are unpacked"
 fi
 
@@ -34,7 +35,7 @@ fi
 mkdir -p /etc/conda-appliance/environments
 printf '%s' "$ENVIRONMENTS" | while read -r name prefix; do
     [ -d "$prefix/conda-meta" ] || {
-        echo "the payload disc holds no environment for $prefix" >&2
+        echo "the payload holds no environment for $prefix" >&2
         exit 1
     }
     file=/etc/conda-appliance/environments/$name.env
@@ -49,5 +50,8 @@ printf '%s' "$ENVIRONMENTS" | while read -r name prefix; do
         sed -n 's/^declare -x \([A-Za-z_][A-Za-z0-9_]*=".*"\)$/\1/p' >"$file"
 done
 
+# Where new environments and packages go when these cannot be written to (.condarc says so).
+[ -z "$READ_ONLY" ] || install -d -m 0755 /var/lib/conda /var/lib/conda/envs /var/lib/conda/pkgs
+
 # Last: a run that was cut short begins again.
-cmp -s "$folder/SHA256SUMS" "$stamp" || install -m 0644 "$folder/SHA256SUMS" "$stamp"
+cmp -s "$folder/appliance.lock" "$stamp" || install -m 0644 "$folder/appliance.lock" "$stamp"

@@ -1,0 +1,75 @@
+"""What a builder is given and what it leaves: the same for all of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from conda_appliance import log, resources
+from conda_appliance.definition import ImageDefinition
+from conda_appliance.export import Insert
+from conda_appliance.layers import Store
+from conda_appliance.lock import Lock
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One image to build.
+
+    ``folder`` is the definition's; ``files`` are the lock's, verified, by SHA-256; ``epoch`` (seconds since 1970) is
+    every time stamp; ``identity`` is the build's id; ``project`` may have playbooks and templates of its own.
+    """
+
+    image: ImageDefinition
+    lock: Lock
+    folder: Path
+    project: Path
+    files: Mapping[str, Path]
+    store: Store
+    epoch: int
+    identity: str
+    keep_failed: bool = False
+
+    @cached_property
+    def lock_text(self) -> str:
+        """The lock as text: long enough to be written once."""
+        return self.lock.text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Boxed:
+    """A disk that is yet to be made, from the same layers as another and Vagrant's user; ``key`` names its content."""
+
+    key: str
+    make: Callable[[log.Step], DiskImage]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskImage:
+    """A disk that a builder left: ``format`` as qemu-img says it. It may have another disk as its backing file.
+
+    ``key`` names its content where the builder gives the same bytes each time. ``inputs`` are the SHA-256 of what it
+    was made from. ``inserts`` are yet to be written into it, and ``around`` is the digest of what is there already.
+    One in memory (``memory`` is its descriptor) or in a folder of its own (``scratch``) goes with `release`; any other
+    is a layer of the cache. ``boxed`` is the disk of a Vagrant box, where the builder can make one.
+    """
+
+    path: Path
+    format: str
+    inputs: Mapping[str, str]
+    key: str = ""
+    inserts: tuple[Insert, ...] = ()
+    around: str = ""
+    scratch: Path | None = None
+    memory: int | None = None
+    boxed: Boxed | None = None
+
+    def release(self) -> None:
+        """Let go of the disk: it is exported."""
+        if self.scratch is not None:
+            resources.remove(self.scratch)
+        if self.memory is not None:
+            os.close(self.memory)

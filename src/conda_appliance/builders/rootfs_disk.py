@@ -1,0 +1,294 @@
+"""The layers of a rootfs build → its disk: everything in one root file system, or the environments beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conda_appliance import bootstrap, disk, layers, log, namespace, packed, process, resources, trees
+from conda_appliance import render as rendering
+from conda_appliance.builders.job import DiskImage, Job
+from conda_appliance.export import Insert
+from conda_appliance.layers import Layer
+from conda_appliance.render import BuildTree
+
+#: What names a build on the machine, as paths from its root.
+FACTS, LOCK = "etc/conda-appliance/appliance.json", "etc/conda-appliance/appliance.lock"
+
+
+def told(**found: Layer) -> str:
+    """What was made and why, in a few words."""
+    words = []
+    for name, layer in found.items():
+        if not layer.made:
+            words.append(f"{name} unchanged")
+            continue
+        more = f" and {len(layer.why) - 2} more" if len(layer.why) > 2 else ""
+        words.append(f"{name} made ({', '.join(layer.why[:2])}{more})")
+    return "; ".join(words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a disk is made from; ``files_apart``: the playbook did not lay the definition's files down.
+
+    ``above`` lies over what the playbook changed, where a form has more than the machine itself.
+    """
+
+    job: Job
+    tree: BuildTree
+    system: Layer
+    linked: Layer
+    provisioned: Layer
+    files_apart: bool
+    above: Layer | None = None
+
+    def inputs(self) -> dict[str, str]:
+        """The SHA-256 of each layer, for the manifest."""
+        return {
+            "system": self.system.sha256,
+            "environment": self.linked.sha256,
+            "provisioned": self.provisioned.sha256,
+            **({"above": self.above.sha256} if self.above else {}),
+        }
+
+    def changed(self) -> list[Path]:
+        """What lies over the system and the environments, the uppermost first."""
+        return [*([self.above.path] if self.above else []), self.provisioned.path]
+
+    def size(self) -> int:
+        """What all of it takes, in bytes."""
+        return self.system.size + self.linked.size + self.provisioned.size + layers.size_of(self.tree.folder)
+
+    def files(self) -> dict[str, str]:
+        """The definition's files, where the playbook did not lay them down."""
+        return trees.listing(self.tree.folder / "files", times=False) if self.files_apart else {}
+
+    def stamp(self) -> dict[str, str]:
+        """What names this very build on the machine: the playbook writes the same, perhaps for another one."""
+        job = self.job
+        return {
+            FACTS: rendering.appliance_facts(job.image, job.lock, job.identity),
+            LOCK: job.lock_text,
+        }
+
+    def described(self) -> dict[str, Any]:
+        """What decides a disk beside the trees on it."""
+        assert self.job.lock.debian is not None
+        return {
+            "disk": json.dumps(
+                self.job.image.disk.model_dump(mode="json", exclude={"compression"}), sort_keys=True
+            ),
+            "identity": bootstrap.identity_of(self.job.lock.debian),
+            "epoch": str(self.job.epoch),
+            "grub": disk.loader_parts(),
+            "code": layers.code(__file__, disk.__file__),
+        }
+
+    def stack(self, top: Path, work: Path) -> list[Path]:
+        """The whole machine as trees, the uppermost first: ``top``, the definition's files, the layers."""
+        return self._with_files([top, *self.changed(), self.linked.path, self.system.path], work)
+
+    def decided(self) -> dict[str, Any]:
+        """What decides the trees of `stack`, where ``top`` is what `write_stamp` writes."""
+        return {
+            **self.inputs(),
+            "files": self.files(),
+            "stamp": {path: layers.digest_of([text]) for path, text in self.stamp().items()},
+        }
+
+    def write_stamp(self, to: Path) -> Path:
+        """Write what names this build into the folder ``to``."""
+        return _write(self.stamp(), {}, to, self.job.epoch)
+
+    def _with_files(self, stack: list[Path], work: Path) -> list[Path]:
+        """``stack`` with the definition's files below its first folder, if the playbook has not laid them down."""
+        if len(self.files()) <= 1:
+            return stack
+        laid = _lay_files(self.tree.folder / "files", stack[1:], work / "files", self.job.epoch)
+        return [stack[0], laid, *stack[1:]]
+
+    def write(self, to: Path, stack: list[Path], work: Path, step: log.Step) -> None:
+        """Write the disk whose root holds ``stack``, the uppermost first, and the definition's files over it."""
+        assert self.job.lock.debian is not None
+        stack = self._with_files(stack, work)
+        step.update("writing the file system")
+        image, identity, epoch = self.job.image, bootstrap.identity_of(self.job.lock.debian), self.job.epoch
+        boot = self.job.store.get(
+            "loaders",
+            {
+                "identity": identity,
+                "epoch": str(epoch),
+                "grub": disk.loader_parts(),
+                "code": layers.code(disk.__file__),
+            },
+            lambda to, _work: disk.loaders(to, identity=identity, epoch=epoch),
+            quiet=True,
+        )
+        disk.write(
+            to,
+            stack,
+            size=image.disk.size,
+            slot=image.disk.slot if image.disk.layout == "split" else 0,
+            identity=identity,
+            epoch=epoch,
+            work=work,
+            taken=self.size(),
+            boot=boot.path,
+        )
+
+
+def plain(parts: Parts, step: log.Step) -> DiskImage:
+    """Everything in one root file system.
+
+    The disk is not kept: it is sooner made than read from a cache. It is written to memory where there is room, which
+    takes half the time that a file takes.
+    """
+    job = parts.job
+    decided: layers.Parts = {**parts.decided(), **parts.described()}
+    stack = [*parts.changed(), parts.linked.path, parts.system.path]
+    memory = resources.memory_file(2 * parts.size())
+    scratch = (
+        None if memory is not None else parts.tree.folder.parent / ("disk-above" if parts.above else "disk")
+    )
+    if scratch is None:
+        to = Path(f"/proc/{os.getpid()}/fd/{memory}")
+    else:
+        scratch.mkdir()
+        to = scratch / "disk.raw"
+    made = DiskImage(
+        path=to,
+        format="raw",
+        key=layers.key_of("disk", decided),
+        inputs=parts.inputs(),
+        scratch=scratch,
+        memory=memory,
+    )
+    try:
+        with resources.work_folder(
+            job.store.root / "work", f"{job.image.name}-{job.identity}", wait=step.update
+        ) as work:
+            parts.write(to, [parts.write_stamp(work / "stamp"), *stack], work, step)
+    except BaseException:
+        made.release()
+        raise
+    step.note("in memory" if scratch is None else "in a file")
+    return made
+
+
+def split(parts: Parts, step: log.Step) -> DiskImage:
+    """The environments in a partition of their own, so that a changed one rewrites nothing else.
+
+    What names the build changes with them, so it lies there too, behind links from where it is looked for.
+    """
+    job, prefix = parts.job, parts.job.image.conda.prefix
+    links, files = _mounted(prefix)
+    root_parts: layers.Parts = {
+        **{name: digest for name, digest in parts.inputs().items() if name != "environment"},
+        **parts.described(),
+        "files": parts.files(),
+        "mount": {**links, **files},
+    }
+
+    def make_root(to: Path, work: Path) -> None:
+        top = _write(files, links, work / "mount", job.epoch)
+        (top / prefix[1:]).mkdir(parents=True, exist_ok=True)
+        namespace.hide_below(top / prefix[1:])
+        trees.set_times(top, job.epoch)
+        parts.write(to, [top, *parts.changed(), parts.system.path], work, step)
+
+    around = job.store.get(
+        "root",
+        root_parts,
+        make_root,
+        name="disk.raw",
+        subject=job.image.name,
+        progress=step.update,
+        read=False,
+    )
+    stamp = {f"{prefix[1:]}/{path}": text for path, text in parts.stamp().items()}
+    own = trees.listing(parts.provisioned.path)
+    image_parts: layers.Parts = {
+        "environment": parts.linked.sha256,
+        "provisioned": {path: about for path, about in own.items() if path.startswith(f"{prefix[1:]}/")},
+        "stamp": {path: layers.digest_of([text]) for path, text in stamp.items()},
+        "disk": f"{prefix} {job.image.disk.slot}",
+        "epoch": str(job.epoch),
+        "code": layers.code(__file__, disk.__file__, packed.__file__),
+    }
+
+    def make_image(to: Path, work: Path) -> None:
+        step.update("packing the environments")
+        top = _write(stamp, {}, work / "stamp", job.epoch)
+        stack = [top, parts.provisioned.path, parts.linked.path]
+        disk.environment(to, stack, prefix, slot=job.image.disk.slot, epoch=job.epoch, work=work)
+
+    image = job.store.get(
+        "image",
+        image_parts,
+        make_image,
+        name="environments.squashfs",
+        subject=job.image.name,
+        progress=step.update,
+    )
+    step.note(told(root=around, environments=image))
+    slot = disk.plan(job.image.disk.size, job.image.disk.slot)[2]
+    return DiskImage(
+        path=around.path,
+        format="raw",
+        key=layers.digest_of([around.key, image.sha256]),
+        inputs=parts.inputs(),
+        around=around.key,
+        inserts=(Insert(path=image.path, at=slot.start * disk.SECTOR),),
+    )
+
+
+def _mounted(prefix: str) -> tuple[dict[str, str], dict[str, str]]:
+    """The links and files (path → target, path → text) that mount the environments at ``prefix`` when it boots."""
+    unit = rendering.systemd_unit(prefix, "mount")
+    files = {
+        f"etc/systemd/system/{unit}": rendering.text(
+            "boot/environments.mount.j2", prefix=prefix, name=disk.ENVIRONMENTS[0]
+        )
+    }
+    links = {f"etc/systemd/system/local-fs.target.wants/{unit}": f"../{unit}"}
+    links |= {path: f"{prefix}/{path}" for path in (FACTS, LOCK)}
+    return links, files
+
+
+#: As playbooks/roles/app/files/install.sh does it: folders that are there keep their modes, links stay links.
+_LAY = """
+tar --create --file=- --directory="$1" --owner=0 --group=0 --numeric-owner --sort=name --mtime="@$2" . |
+    chroot root tar --extract --file=- --directory=/ --preserve-permissions --no-overwrite-dir --keep-directory-symlink
+"""
+
+
+def _lay_files(files: Path, lower: list[Path], work: Path, epoch: int) -> Path:
+    """Lay the definition's files over ``lower``; the upper folder that this leaves."""
+    work.mkdir()
+    mounted, variables = namespace.script(work, lower, upper="upper")
+    process.run(
+        namespace.isolated(mounted, ["sh", "-euc", _LAY, "sh", files.resolve(), str(epoch)]),
+        env=variables,
+        orphaned=signal.SIGKILL,
+    )
+    namespace.settle_upper(work / "upper")
+    trees.set_times(work / "upper", epoch)
+    return work / "upper"
+
+
+def _write(files: Mapping[str, str], links: Mapping[str, str], to: Path, epoch: int) -> Path:
+    """A folder with these files and links; everything in it is of the time ``epoch``."""
+    for path, text in files.items():
+        (to / path).parent.mkdir(parents=True, exist_ok=True)
+        (to / path).write_text(text, encoding="utf-8")
+    for path, target in links.items():
+        (to / path).parent.mkdir(parents=True, exist_ok=True)
+        (to / path).symlink_to(target)
+    trees.set_times(to, epoch)
+    return to

@@ -1,0 +1,116 @@
+"""The only rattler: solves and links, as a process of its own, ``python -m conda_appliance.conda_child TASK``.
+
+rattler may crash when the interpreter exits, after its work is done. What is asked comes as JSON on standard input, and
+the answer goes as JSON to standard output. Little is imported here, so that a small change is linked at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from conda_appliance.errors import ApplianceError, BuildError, UsageError
+
+#: What stands before the answer on standard output, after whatever rattler may print.
+ANSWER = "\nanswer: "
+
+
+def _child(task: str) -> NoReturn:
+    """Do one of ``_TASKS`` and leave at once, past the interpreter's exit, where rattler may crash."""
+    result: dict[str, Any]
+    try:
+        result = {"value": asyncio.run(_TASKS[task](json.load(sys.stdin)))}
+    except ApplianceError as error:
+        result = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
+    except BaseException as error:  # a panic in rattler's Rust is no Exception
+        message = f"rattler could not {task}: {type(error).__name__}: {error}"
+        result = {"error": "BuildError", "message": message, "hint": ""}
+    sys.stdout.write(ANSWER + json.dumps(result))
+    sys.stdout.flush()
+    os._exit(0)
+
+
+async def _solve(given: dict[str, Any]) -> list[dict[str, Any]]:
+    # Imported here and in `_link` alone: who starts this process never loads rattler.
+    import rattler
+    from rattler.exceptions import GatewayError, InvalidMatchSpecError, SolverError
+    from rattler.package.build_string import BuildString
+
+    specs = []
+    for text in given["specs"]:
+        try:
+            specs.append(rattler.MatchSpec(text))
+        except InvalidMatchSpecError as error:
+            raise UsageError(
+                f"{text!r} is not a package specification: {error}",
+                hint="write for example `numpy`, `python 3.13.*` or `flask >=3,<4`",
+            ) from None
+    virtual = [
+        rattler.GenericVirtualPackage(rattler.PackageName(name), rattler.Version(version), BuildString(build))
+        for name, version, build in given["virtual"]
+    ]
+    try:
+        records = await rattler.solve(
+            given["channels"],
+            specs,
+            platforms=[given["platform"], "noarch"],
+            gateway=rattler.Gateway(cache_dir=Path(given["cache"])),
+            virtual_packages=virtual,
+        )
+    except SolverError as error:
+        raise UsageError(
+            f"no set of packages satisfies {', '.join(given['specs'])}:\n{str(error).strip()}",
+            hint=f"channels searched: {', '.join(given['channels'])}",
+        ) from None
+    except GatewayError as error:
+        raise BuildError(
+            f"a channel cannot be read: {error}",
+            hint="check its name and the network; a folder needs noarch/ and linux-64/ with a repodata.json",
+        ) from None
+    by_name = {record.name.normalized: record for record in records}
+    plain: list[rattler.PackageRecord] = list(records)
+    ordered = [by_name[one.name.normalized] for one in rattler.PackageRecord.sort_topologically(plain)]
+    return [
+        {
+            "name": record.name.normalized,
+            "version": str(record.version),
+            "build": str(record.build),
+            "subdir": record.subdir,
+            "url": record.url,
+            "sha256": record.sha256.hex() if record.sha256 else "",
+            "size": record.size or 0,
+        }
+        for record in ordered
+    ]
+
+
+async def _link(given: dict[str, Any]) -> None:
+    import rattler
+    from rattler.exceptions import InstallerError
+
+    records = [
+        await rattler.RepoDataRecord.from_package_archive(Path(archive)) for archive in given["archives"]
+    ]
+    try:
+        await rattler.install(
+            records,
+            target_prefix=given["into"],
+            alternative_target_prefix=given["prefix"],
+            cache_dir=given["cache"],
+            platform=rattler.Subdir("linux-64"),
+            execute_link_scripts=False,
+            show_progress=False,
+        )
+    except InstallerError as error:
+        raise BuildError(f"the packages cannot be linked: {error}") from None
+
+
+_TASKS = {"solve": _solve, "link": _link}
+
+
+if __name__ == "__main__":
+    _child(sys.argv[1])

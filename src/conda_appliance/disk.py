@@ -1,0 +1,339 @@
+"""Trees of files → a bootable raw disk, without loop devices: partitions, file systems and boot loaders as bytes.
+
+``mke2fs -d`` writes the root file system into its partition, mtools the EFI one, and what ``grub-bios-setup`` does is
+five writes. The same trees, size and identity give the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import struct
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from conda_appliance import namespace, packed, process, render, resources
+from conda_appliance.errors import BuildError, CommandFailed, UsageError
+from conda_appliance.trees import extents
+
+SECTOR = 512
+MIB = 1 << 20
+#: The partitions, in sectors: GRUB's core, the EFI system partition, what comes after.
+BIOS_START, BIOS_SIZE = 2048, 2048
+ESP_START, ESP_SIZE = 4096, 64 * MIB // SECTOR
+ROOT_START = ESP_START + ESP_SIZE
+
+#: Types of partitions: https://uapi-group.org/specifications/specs/discoverable_partitions_specification/
+_BIOS_TYPE = "21686148-6449-6E6F-744E-656564454649"
+_ESP_TYPE = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
+_ROOT_TYPE = "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709"
+_LINUX_TYPE = "0FC63DAF-8483-4772-8E79-3D69D8477DE4"
+
+#: The names of the two partitions for environments; the first is the one that is written.
+ENVIRONMENTS = ("environment-a", "environment-b")
+
+_MODULES = (
+    "part_gpt",
+    "ext2",
+    "search",
+    "search_fs_uuid",
+    "linux",
+    "normal",
+    "configfile",
+    "boot",
+    "echo",
+    "all_video",
+    "serial",
+    "terminal",
+)
+#: Where the host has the parts of its GRUB.
+GRUB = Path("/usr/lib/grub")
+
+#: The first mke2fs whose result follows from its input alone (SOURCE_DATE_EPOCH, sorted folders): e2fsprogs 1.47.1.
+REPRODUCIBLE = (1, 47, 1)
+#: Left out for boot loaders: GRUB 2.06 reads neither. Checksums come when all is written (`_root`).
+_FEATURES = "^metadata_csum_seed,^orphan_file,^metadata_csum"
+
+#: The boot loaders' files (`loaders`).
+_ESP, _CORE = "esp.img", "core.img"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition:
+    """A partition: ``start`` and ``size`` in sectors, ``kind`` a type's GUID."""
+
+    name: str
+    start: int
+    size: int
+    kind: str
+
+
+def tools() -> tuple[str, ...]:
+    """The programs of the host that this module needs."""
+    return (
+        *namespace.tools(),
+        "sfdisk",
+        "mke2fs",
+        "e2fsck",
+        "tune2fs",
+        "mkfs.vfat",
+        "mmd",
+        "mcopy",
+        "grub-mkimage",
+    )
+
+
+def loader_parts() -> dict[str, str]:
+    """What of this host decides the boot loaders: GRUB's files, by name, as SHA-256."""
+    names = [f"{target}/{module}.mod" for target in ("i386-pc", "x86_64-efi") for module in _MODULES]
+    names += ["i386-pc/boot.img", "i386-pc/kernel.img", "i386-pc/diskboot.img", "x86_64-efi/kernel.img"]
+    return {name: resources.sha256_of(GRUB / name) for name in names if (GRUB / name).is_file()}
+
+
+def write(
+    to: Path,
+    trees: Sequence[Path],
+    *,
+    size: int,
+    identity: str,
+    epoch: int,
+    work: Path,
+    taken: int,
+    boot: Path,
+    slot: int = 0,
+) -> None:
+    """Write a disk of ``size`` bytes that boots on BIOS and UEFI, whose root holds ``trees``, the uppermost first.
+
+    ``boot`` is the folder of the `loaders` for ``identity``, which is the root file system's UUID, from which all
+    others follow; ``epoch`` (seconds since 1970) its time stamps; ``taken`` the bytes that the trees take; ``slot`` the
+    bytes of each of two empty partitions for environments, or 0 for none. Raises UsageError when the trees do not fit.
+    """
+    partitions = plan(size, slot)
+    root = partitions[-1]
+    require_room(size, taken + root.start * SECTOR)
+    with to.open("wb") as file:
+        file.truncate(size)
+    partition(to, partitions, identity)
+    _root(to, trees, root, size=size, identity=identity, epoch=epoch, work=work)
+    _install(boot, to)
+
+
+def plan(size: int, slot: int = 0) -> tuple[Partition, ...]:
+    """The partitions of a disk of ``size`` bytes, the root last: it is the one that grows with a larger disk.
+
+    With ``slot`` bytes, there are two for environments, so that an update can be written beside what runs. The last
+    MiB of the disk is in none: its last 33 sectors are the backup of the partition table.
+    """
+    found = [
+        Partition(name="bios", start=BIOS_START, size=BIOS_SIZE, kind=_BIOS_TYPE),
+        Partition(name="esp", start=ESP_START, size=ESP_SIZE, kind=_ESP_TYPE),
+    ]
+    start = ROOT_START
+    for name in ENVIRONMENTS if slot else ():
+        found.append(Partition(name=name, start=start, size=slot // SECTOR, kind=_LINUX_TYPE))
+        start += slot // SECTOR
+    found.append(Partition(name="root", start=start, size=(size - MIB) // SECTOR - start, kind=_ROOT_TYPE))
+    return tuple(found)
+
+
+def require_room(size: int, need: int) -> None:
+    """Raise UsageError when that cannot fit: ext4 keeps about a tenth for its tables, journal and reserve."""
+    if need > 0.9 * size:
+        raise UsageError(
+            f"disk.size is {resources.size_text(size)}, and what goes on it takes {resources.size_text(need)} of it",
+            hint="make disk.size larger; the machine needs room for its own data too",
+        )
+
+
+def partition(raw: Path, partitions: Sequence[Partition], identity: str) -> None:
+    """Write a GPT whose GUIDs follow from ``identity``."""
+
+    def guid(name: str) -> str:
+        return str(uuid.uuid5(uuid.UUID(identity), name)).upper()
+
+    script = [f"label: gpt\nlabel-id: {guid('disk')}"]
+    script += [
+        f"start={one.start}, size={one.size}, type={one.kind}, uuid={guid(one.name)}, name={one.name}"
+        for one in partitions
+    ]
+    process.run(["sfdisk", "--quiet", raw], input="\n".join(script) + "\n")
+
+
+# --- the root file system ---------------------------------------------------------------------------
+
+
+def _root(
+    raw: Path, trees: Sequence[Path], root: Partition, *, size: int, identity: str, epoch: int, work: Path
+) -> None:
+    """Write the trees, laid over each other, as ext4 into the root partition of ``raw``.
+
+    mke2fs reads and sums up a whole folder for each name that it adds, so checksums come at the end, when e2fsck has
+    found all sound and has given large folders their index, which mke2fs does not.
+    """
+    mounted, variables = namespace.script(work, trees)
+    tools = E2fsprogs.choose(trees, epoch)
+    command: list[process.Argument] = [
+        *tools.command("mke2fs"),
+        *("-q", "-F", "-t", "ext4", "-b", "4096", "-L", "root", "-U", identity, "-O", _FEATURES),
+        *("-E", f"offset={root.start * SECTOR},hash_seed={identity},lazy_itable_init=1,root_owner=0:0"),
+        *("-d", "root", raw.absolute(), str(root.size * SECTOR // 4096)),
+    ]
+    try:
+        process.run(
+            namespace.isolated(mounted, command),
+            env={**variables, **tools.settings},
+            orphaned=signal.SIGKILL,
+        )
+    except CommandFailed as error:
+        if "Could not allocate" in error.output or "No free space" in error.output:
+            raise UsageError(
+                f"disk.size is {resources.size_text(size)}, and what goes on it does not fit",
+                hint="make disk.size larger",
+            ) from None
+        raise
+    place = f"{raw.name}?offset={root.start * SECTOR}"  # named from its folder, whose path may have a ?
+    for step in (("e2fsck", "-f", "-D", "-p"), ("tune2fs", "-O", "metadata_csum")):
+        process.run([*tools.command(step[0]), *step[1:], place], cwd=raw.parent, env=tools.settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class E2fsprogs:
+    """Programs for ext4: ``folder`` is where they are, ``loader`` the words that start them; and their environment."""
+
+    loader: tuple[process.Argument, ...] = ()
+    folder: Path | None = None
+    settings: Mapping[str, str]
+
+    def command(self, name: str) -> list[process.Argument]:
+        """The words that start one of them."""
+        return [*self.loader, self.folder / name if self.folder else process.find(name)]
+
+    @classmethod
+    def choose(cls, trees: Sequence[Path], epoch: int) -> E2fsprogs:
+        """Those for a file system that holds ``trees``.
+
+        The machine's own come first: they are in one of the locked packages, so every host writes the same bytes.
+        They run here by their own loader and libraries. Where they are older than `REPRODUCIBLE`, the host's may be
+        newer. ``epoch`` (seconds since 1970) is the time that they take for now.
+        """
+        settings = {
+            "SOURCE_DATE_EPOCH": str(epoch),
+            "E2FSPROGS_FAKE_TIME": str(epoch),
+            "E2FSCK_TIME": str(epoch),
+        }
+        if file := next((one for tree in trees if (one := tree / "etc/mke2fs.conf").is_file()), None):
+            settings["MKE2FS_CONFIG"] = str(file.resolve())
+        host = cls(settings=settings)
+        for tree in trees:
+            loader = tree / "usr/lib64/ld-linux-x86-64.so.2"
+            if loader.exists() and (tree / "usr/sbin/mke2fs").exists():
+                libraries = tree.resolve() / "usr/lib/x86_64-linux-gnu"
+                own = cls(
+                    loader=(loader.resolve(), "--library-path", libraries),
+                    folder=tree.resolve() / "usr/sbin",
+                    settings=settings,
+                )
+                if own.version() >= REPRODUCIBLE or host.version() < REPRODUCIBLE:
+                    return own
+                break
+        return host
+
+    def version(self) -> tuple[int, ...]:
+        """Theirs, e.g. (1, 47, 2)."""
+        said = process.run([*self.command("mke2fs"), "-V"], check=False).stderr
+        found = re.search(r"mke2fs (\d+)\.(\d+)(?:\.(\d+))?", said)
+        return tuple(int(part or 0) for part in found.groups()) if found else (0,)
+
+
+# --- environments in a partition of their own --------------------------------------------------------
+
+
+def environment(to: Path, trees: Sequence[Path], prefix: str, *, slot: int, epoch: int, work: Path) -> None:
+    """Write the folder ``prefix`` of ``trees`` (the uppermost first) as a squashfs file that is mounted there.
+
+    lz4: what it costs to write and to read is least, of erofs and squashfs with what Debian 12's tools and kernel
+    know. Raises UsageError when it is larger than ``slot`` bytes.
+    """
+    packed.write(to, trees, prefix, form="squashfs", compression="lz4", epoch=epoch, work=work)
+    if to.stat().st_size > slot:
+        raise UsageError(
+            f"disk.slot is {resources.size_text(slot)}, and the environments take "
+            f"{resources.size_text(to.stat().st_size)}",
+            hint="make disk.slot larger; each update needs room in it too",
+        )
+
+
+def squash(to: Path, trees: Sequence[Path], *, epoch: int, work: Path) -> None:
+    """Write ``trees``, laid over each other (the uppermost first), as a squashfs file: a whole root file system.
+
+    zstd: a disc is read more often than it is written, and slowly.
+    """
+    mounted, variables = namespace.script(work, trees)
+    command: list[process.Argument] = ["mksquashfs", "root", to.resolve(), "-noappend", "-comp", "zstd"]
+    command += ["-Xcompression-level", "9", "-b", "256K", "-no-progress", "-quiet"]
+    process.run(
+        namespace.isolated(mounted, command),
+        env={**variables, "SOURCE_DATE_EPOCH": str(epoch)},
+        orphaned=signal.SIGKILL,
+    )
+
+
+# --- boot loaders -----------------------------------------------------------------------------------
+
+
+def loaders(to: Path, *, identity: str, epoch: int) -> None:
+    """Make the folder ``to`` with GRUB for a disk of that ``identity``: its core for BIOS, the EFI partition for UEFI.
+
+    They find the root file system by its UUID, ``identity``; ``epoch`` is as `write` has it.
+    """
+    to.mkdir()
+    early, efi, core, esp = (to / name for name in ("early.cfg", "bootx64.efi", _CORE, _ESP))
+    early.write_text(render.text("boot/early.cfg.j2", uuid=identity), encoding="utf-8")
+    common: list[str | os.PathLike[str]] = ["grub-mkimage", "-c", early, "-p", "/boot/grub"]
+    env = {"SOURCE_DATE_EPOCH": str(epoch), "TZ": "UTC"}
+    process.run([*common, "-O", "x86_64-efi", "-o", efi, *_MODULES, "efi_gop"], env=env)
+    process.run([*common, "-O", "i386-pc", "-o", core, "biosdisk", *_MODULES], env=env)
+    os.utime(efi, (epoch, epoch))
+    with esp.open("wb") as file:
+        file.truncate(ESP_SIZE * SECTOR)
+    process.run(["mkfs.vfat", "--invariant", "-n", "ESP", "-i", identity[:8], esp], env=env)
+    process.run(["mmd", "-i", esp, "::EFI", "::EFI/BOOT"], env=env)
+    process.run(["mcopy", "-m", "-i", esp, efi, "::EFI/BOOT/BOOTX64.EFI"], env=env)
+    for path in (early, efi):
+        path.unlink()
+
+
+def _install(boot: Path, raw: Path) -> None:
+    """Write the boot loaders where firmware looks for them; the disk is new, and holes stay holes."""
+    first, image = grub_bios(
+        (GRUB / "i386-pc/boot.img").read_bytes(), (boot / _CORE).read_bytes(), first_sector=BIOS_START
+    )
+    if len(image) > BIOS_SIZE * SECTOR:
+        raise BuildError(f"GRUB's core is {len(image)} bytes, larger than its partition")
+    with raw.open("r+b") as disk, (boot / _ESP).open("rb") as esp:
+        for start, end in extents(esp.fileno(), ESP_SIZE * SECTOR):
+            disk.seek(ESP_START * SECTOR + start)
+            disk.write(os.pread(esp.fileno(), end - start, start))
+        disk.seek(0)
+        disk.write(first[:440])  # up to the partition table, which stays
+        disk.seek(BIOS_START * SECTOR)
+        disk.write(image)
+
+
+def grub_bios(boot: bytes, core: bytes, *, first_sector: int) -> tuple[bytes, bytes]:
+    """GRUB's boot sector and core, made to find each other: what ``grub-bios-setup`` writes.
+
+    Source: GRUB 2's ``util/setup.c`` and ``include/grub/i386/pc/boot.h``: the core's first sector as a 64-bit
+    little-endian number at 0x5C, the boot drive byte 0xFF at 0x64, two NOPs at 0x66 over the jump that floppies
+    need; in the core at 500 its block list: (first sector + 1, count - 1, load segment 0x820).
+    """
+    sector = bytearray(boot)
+    sector[0x5C:0x64] = struct.pack("<Q", first_sector)
+    sector[0x64] = 0xFF
+    sector[0x66:0x68] = b"\x90\x90"
+    image = bytearray(core) + bytes(-len(core) % SECTOR)
+    image[500:512] = struct.pack("<QHH", first_sector + 1, len(image) // SECTOR - 1, 0x820)
+    return bytes(sector), bytes(image)

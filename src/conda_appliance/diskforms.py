@@ -1,0 +1,196 @@
+"""A disk image → the files that hypervisors and clouds take.
+
+qemu-img writes them. What it makes up each time (ids, a clock) follows here from the ``seed`` instead, a text that
+names the disk: so the same disk gives the same bytes. The sources of each layout stand where it is read.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from conda_appliance import process
+from conda_appliance.errors import BuildError
+
+#: The namespace of all ids made here (RFC 4122, version 5).
+_NAMESPACE = uuid.UUID("6f1c7f0a-3f6e-5d0b-9a53-2f6f1d0c7a11")
+
+#: The forms whose conversion is qemu-img's alone, and its words for each.
+_QEMU = {
+    "raw": ("raw", "-S", "64k"),
+    "vmdk": ("vmdk", "-o", "subformat=streamOptimized,adapter_type=lsilogic"),
+    # force_size: the size is what it is, and no product of cylinders, heads and sectors.
+    "vhd": ("vpc", "-o", "subformat=fixed,force_size=on"),
+    "vhdx": ("vhdx", "-o", "subformat=dynamic"),
+    "vdi": ("vdi",),
+}
+
+#: The forms that `write` wants a raw disk for.
+FROM_RAW = ("raw.zst", "gce")
+
+
+def words(form: str, compression: str = "zstd") -> list[str]:
+    """What decides how a form is written: qemu-img's words, or those of the program that packs it.
+
+    qcow2: zstd takes a quarter of zlib's time for the same size; read by QEMU 5.1 and later. Clusters are written in
+    their order (no -W), or each run would give other bytes.
+    """
+    if form == "qcow2":
+        packed = [] if compression == "none" else ["-c", "-o", f"compression_type={compression}"]
+        return ["-O", "qcow2", *packed]
+    if form in _QEMU:
+        return ["-O", *_QEMU[form]]
+    return {
+        # More threads give the same bytes; --single-thread would give others (zstd(1)).
+        "raw.zst": ["zstd", "-6", "-T0"],
+        "gce": ["tar", "--format=oldgnu", "--sparse", "--hole-detection=raw", "pigz -n -p"],
+    }[form]
+
+
+def write(disk: Path, form: str, to: Path, *, seed: str, epoch: int, compression: str = "zstd") -> None:
+    """Write ``disk`` (any format that QEMU reads, with its backing files) as the file ``to``.
+
+    ``seed`` is what its ids follow from, ``epoch`` (seconds since 1970) its time stamps. ``raw.zst`` and ``gce`` want a
+    raw disk. Raises CommandFailed as `process.run` does, BuildError for a file that is not laid out as expected.
+    """
+    if form == "raw.zst":
+        # Forced: it takes a file in memory, /proc/PID/fd/N, for a link and would leave it out.
+        process.run([*words(form), "--quiet", "--force", disk, "-o", to])
+    elif form == "gce":
+        _gce(disk, to, epoch)
+    else:
+        process.run(["qemu-img", "convert", *words(form, compression), disk, to])
+        if form in _SETTLE:
+            with to.open("r+b") as file:
+                _SETTLE[form](file.fileno(), seed, epoch)
+
+
+def _gce(disk: Path, to: Path, epoch: int) -> None:
+    """A gzipped tar with ``disk.raw`` in it.
+
+    Source: https://cloud.google.com/compute/docs/import/import-existing-image#requirements_for_the_image_file (the
+    name, ``--format=oldgnu``, gzip, whole GiB). Of a file with holes they are found by reading, so that they are the
+    same wherever a file system had them.
+    """
+    # One processor's pigz would write in another way; two do on any machine.
+    pack = f"pigz -n -p {max(2, os.cpu_count() or 1)}"
+    about = ["--owner=0", "--group=0", "--numeric-owner", "--mode=0644", f"--mtime=@{epoch}"]
+    process.run(
+        [
+            *("tar", "--create", "--format=oldgnu", "--sparse", "--hole-detection=raw", "--dereference"),
+            *(*about, f"--use-compress-program={pack}", "--absolute-names", "--transform=s,.*,disk.raw,"),
+            *("--file", to, disk),
+        ]
+    )
+
+
+# --- ids and clocks that follow from the disk ---------------------------------------------------------
+
+
+def _id(seed: str, name: str) -> uuid.UUID:
+    return uuid.uuid5(_NAMESPACE, f"{seed}/{name}")
+
+
+def _vmdk(file: int, seed: str, _epoch: int) -> None:
+    """The content id in the descriptor, a random number that a child disk would refer to.
+
+    Source: VMware, Virtual Disk Format 5.0, "The Descriptor File": ``CID=`` and eight hexadecimal digits. The header
+    has the descriptor's place and size, in sectors, at 28 and 36.
+    """
+    head = os.pread(file, 512, 0)
+    place, size = struct.unpack_from("<QQ", head, 28)
+    text = os.pread(file, size * 512, place * 512).rstrip(b"\0")
+    cid = _id(seed, "vmdk").int & 0xFFFFFFFF
+    # ffffffff means "no parent", and 0 is no id. qemu-img leaves leading zeros away: the text's length may change.
+    line = f"\nCID={cid if 0 < cid < 0xFFFFFFFF else 1:08x}\n"
+    settled, count = re.subn(rb"\nCID=[0-9a-f]{1,8}\n", line.encode(), text)
+    if head[:4] != b"KDMV" or count != 1 or len(settled) > size * 512:
+        raise BuildError("qemu-img wrote a vmdk without a descriptor in it")
+    os.pwrite(file, settled.ljust(size * 512, b"\0"), place * 512)
+
+
+def _vhd(file: int, seed: str, epoch: int) -> None:
+    """The time stamp and the id in the footer, and its checksum.
+
+    Source: Microsoft, Virtual Hard Disk Image Format Specification 1.0, "Hard Disk Footer Format": big-endian; the
+    seconds since 2000 at 24, the checksum at 64 (the one's complement of the sum of all other bytes), the id at 68.
+    """
+    at = os.fstat(file).st_size - 512
+    footer = bytearray(os.pread(file, 512, at))
+    if footer[:8] != b"conectix":
+        raise BuildError("qemu-img wrote a vhd without a footer at its end")
+    struct.pack_into(">I", footer, 24, max(0, epoch - 946_684_800))
+    footer[68:84] = _id(seed, "vhd").bytes
+    footer[64:68] = bytes(4)
+    struct.pack_into(">I", footer, 64, ~sum(footer) & 0xFFFFFFFF)
+    os.pwrite(file, footer, at)
+
+
+def _vdi(file: int, seed: str, _epoch: int) -> None:
+    """The ids of the image and of its last change.
+
+    Source: VirtualBox's ``include/VBox/vd.h`` and QEMU's ``block/vdi.c``: after 64 bytes of text the signature
+    0xbeda107f; the ids at 392 and 408.
+    """
+    if os.pread(file, 4, 64) != struct.pack("<I", 0xBEDA107F):
+        raise BuildError("qemu-img wrote a vdi without its signature")
+    os.pwrite(file, _id(seed, "vdi").bytes_le + _id(seed, "vdi change").bytes_le, 392)
+
+
+#: Where a vhdx has its two headers and its table of regions; each is 64 KiB or less.
+_HEADERS, _REGIONS = (64 << 10, 128 << 10), 192 << 10
+_METADATA = uuid.UUID("8b7ca206-4790-4b9a-b8fe-575f050f886e")
+_PAGE_83 = uuid.UUID("beca12ab-b2e6-4523-93ef-c309e000c746")
+
+
+def _vhdx(file: int, seed: str, _epoch: int) -> None:
+    """The ids in both headers and of the disk, the headers' numbers and checksums; the log, which is done with.
+
+    Source: Microsoft, MS-VHDX, "Headers" (signature, CRC-32C over 4 KiB, sequence number, file and data write GUIDs;
+    the log's GUID at 48, its length at 68 and place at 72), "Region Table", "Metadata Region" and "Page 83 Data". A log
+    whose GUID is zero is not replayed.
+    """
+    for number, at in enumerate(_HEADERS):
+        head = bytearray(os.pread(file, 4096, at))
+        length, place = struct.unpack_from("<IQ", head, 68)
+        if head[:4] != b"head" or any(head[48:64]):
+            raise BuildError("qemu-img wrote a vhdx whose log is not done with")
+        struct.pack_into("<Q", head, 8, number + 1)
+        head[16:48] = _id(seed, "vhdx file").bytes_le + _id(seed, "vhdx data").bytes_le
+        head[4:8] = bytes(4)
+        struct.pack_into("<I", head, 4, crc32c(bytes(head)))
+        os.pwrite(file, head, at)
+        os.pwrite(file, bytes(length), place)
+    regions = os.pread(file, 64 << 10, _REGIONS)
+    metadata = _entry(regions, 16, _METADATA)[0]
+    table = os.pread(file, 64 << 10, metadata)
+    page = struct.unpack_from("<I", table, table.index(_PAGE_83.bytes_le, 32) + 16)[0]
+    os.pwrite(file, _id(seed, "vhdx disk").bytes_le, metadata + page)
+
+
+def _entry(table: bytes, start: int, kind: uuid.UUID) -> tuple[int, int]:
+    """The place and length of a region in a table of them: 16 bytes of kind, 8 of place, 4 of length."""
+    place, length = struct.unpack_from("<QI", table, table.index(kind.bytes_le, start) + 16)
+    return place, length
+
+
+def crc32c(data: bytes) -> int:
+    """CRC-32C (Castagnoli; RFC 3720, appendix B.4). 4 KiB are all that is ever summed up here."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+    return ~crc & 0xFFFFFFFF
+
+
+_SETTLE: dict[str, Callable[[int, str, int], None]] = {
+    "vmdk": _vmdk,
+    "vhd": _vhd,
+    "vhdx": _vhdx,
+    "vdi": _vdi,
+}

@@ -1,0 +1,115 @@
+"""Whether a result still is what its manifest says, and whether its lock gives the same bytes again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from conda_appliance import (
+    build,
+    compare,
+    definition,
+    identity,
+    layers,
+    lock,
+    log,
+    manifest,
+    resources,
+    results,
+    trees,
+)
+from conda_appliance.errors import BuildError, CommandFailed, HashMismatch, UsageError
+
+
+def verify(image: str, *, out: Path) -> manifest.Manifest:
+    """Read a result's artifacts and compare them with its manifest. Raises HashMismatch naming one that differs."""
+    found = results.find(image, out, to_boot=False)
+    folder = found.disk.parent
+    written = manifest.read(folder)
+    with log.step(f"Verify {folder}") as step:
+        for record in written.artifacts:
+            digest = (
+                resources.sha256_of(folder / record.file)
+                if (folder / record.file).is_file()
+                else "no such file"
+            )
+            if digest != record.sha256:
+                raise HashMismatch(
+                    str(folder / record.file),
+                    expected=record.sha256,
+                    found=digest,
+                    hint=f"conda-appliance build --force {found.definition or 'FILE'}",
+                )
+        step.note(f"{len(written.artifacts)} artifacts as the manifest says")
+    return written
+
+
+def rebuild(image: str, *, out: Path, offline: bool) -> dict[str, Any]:
+    """Build a result anew from its own lock, with no layer of the cache, and compare the bytes of every artifact.
+
+    Raises UsageError when the definition, its files or this program are not what it was built from; HashMismatch
+    naming the first artifact that differs, and in it the first file.
+    """
+    found = results.find(image, out, to_boot=False)
+    if found.definition is None:
+        raise UsageError(
+            f"no definition is known for {image}",
+            hint="name the definition: conda-appliance verify --rebuild images/NAME.yaml",
+        )
+    before = found.disk.parent
+    written = manifest.read(before)
+    path = found.definition
+    parsed = definition.with_builder(path, definition.load_image(path), written.builder)
+    locked = lock.read(before / f"{written.name}.lock")
+    now = identity.identify(parsed, locked, path)
+    if now != written.id:
+        raise UsageError(
+            f"{before} was built from another definition, other files or another version of this program "
+            f"(its id is {written.id}; today's would be {now})",
+            hint=f"conda-appliance build {path}, and verify that",
+        )
+    target = out.resolve() / parsed.name
+    with resources.work_folder(target, ".rebuild") as work:
+        made = build.build(
+            path,
+            out=work / "out",
+            builder=written.builder,
+            offline=offline,
+            check=False,
+            locked=locked,
+            store=layers.Store(work / "layers"),
+        )
+        again = {record.format: record for record in made.manifest.artifacts}
+        for record in written.artifacts:
+            if again[record.format].sha256 != record.sha256:
+                raise HashMismatch(
+                    f"the {record.format} that the lock gives today",
+                    expected=record.sha256,
+                    found=again[record.format].sha256,
+                    hint=_first_difference(
+                        before / record.file, made.folder / again[record.format].file, work
+                    ),
+                )
+        shutil.rmtree(work / "layers")
+    log.info(f"{before}: the same bytes again")
+    return {"folder": str(before), "artifacts": {record.file: record.sha256 for record in written.artifacts}}
+
+
+def _first_difference(before: Path, after: Path, work: Path) -> str:
+    """The first files in which two disks differ."""
+    listed: list[Mapping[str, str]] = []
+    for number, image in enumerate((before, after)):
+        folder = work / f"look-{number}"
+        folder.mkdir()
+        try:
+            listed.append(compare.tree_of(image, folder))
+        except (BuildError, CommandFailed) as error:
+            return f"the files in them cannot be compared here: {error.message}"
+    lines = trees.differences(*listed)
+    return (
+        f"first differences: {trees.some(lines)}"
+        if lines
+        else "their files are the same: the disks differ around them"
+    )

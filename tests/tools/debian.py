@@ -1,0 +1,66 @@
+"""What tests of a Debian base share: small definitions, and a Debian that was resolved and made for real."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from conda_appliance import bootstrap, build, definition, resolve, resources, sources
+from conda_appliance.definition import ImageDefinition
+from conda_appliance.layers import Layer, Store
+from conda_appliance.lock import CondaSection, DebianSection, ImageSection, Lock
+
+DEFINITION = """
+name: base
+version: "1"
+base: {BASE}
+conda:
+  channels: [starter]
+  environments: {{base: {{dependencies: [python]}}}}
+disk: {{size: SIZE}}
+"""
+
+
+def written(folder: Path, base: str, size: str = "2GiB") -> ImageDefinition:
+    path = folder / "base.yaml"
+    path.write_text(
+        DEFINITION.replace("BASE", base).replace("SIZE", size).replace("{{", "{").replace("}}", "}")
+    )
+    return definition.load_image(path)
+
+
+def lock_of(*, debian: DebianSection | None = None, image: ImageSection | None = None) -> Lock:
+    return Lock(
+        name="base",
+        digest="0" * 64,
+        tools={},
+        debian=debian,
+        image=image,
+        conda=CondaSection(virtual_packages=(), environments={}),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Debian:
+    """Debian 13 with one package more, as its lock names it and as a tree."""
+
+    image: ImageDefinition
+    section: DebianSection
+    files: dict[str, Path]
+    store: Store
+    system: Layer
+
+
+def debian(folder: Path) -> Debian:
+    """Resolved from the mirror and made for real; kept in the user's cache, where a build finds it too."""
+    image = written(folder, "{debian: trixie, packages: [netcat-openbsd]}")
+    cache = sources.Cache(resources.cache_root())
+    section = resolve.debian_section(image, cache)
+    wanted = [
+        sources.Download(name=p.filename, url=p.url, sha256=p.sha256, size=p.size) for p in section.packages
+    ]
+    sources.fetch(wanted, cache, offline=False, progress=lambda _: None)
+    files = {one.sha256: cache.verified(one.sha256, one.name) for one in wanted}
+    store = Store(cache.root / build.LAYERS)
+    system = bootstrap.system(section, image.base, files, store=store, progress=lambda _: None)
+    return Debian(image=image, section=section, files=files, store=store, system=system)
