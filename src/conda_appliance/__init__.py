@@ -6,6 +6,7 @@ The map. The number is a module's layer; imports point to lower numbers only (a 
 errors       0 every error: message, hint, exit code
 log          0 steps and progress; stderr only
 lazy         0 loads a large library when it is first used
+fields       0 what single values of a definition may be
 prefix_check 0 checks an environment against its records; standard library only, runs on the machine too
 trees        0 what a tree of files holds, as text that can be hashed and compared
 formats      0 all forms that an appliance ships as: one table
@@ -14,12 +15,14 @@ hybrid       1 what lets an ISO 9660 disc start a machine, from a CD and from a 
 guest        1 what a check on a booted machine knows: a pytest plugin
 conda_child  1 the only rattler, as a process of its own
 boottime     1 how a machine starts: what its console, its service and systemd tell → phases
+yamlfile     1 YAML 1.2 → a model; all mistakes of a file at once, with their places
 process      1 the only place that starts a program; ends what a dead run left
 resources    1 finds data: the user's project first, then what is shipped; the cache; work folders
 accelerator  2 whether KVM really runs a guest here
 ansible      2 how Ansible is started
 device       2 a disk or stick: what it is, what uses it; an image written to it and read back
-definition   2 YAML → ImageDefinition, DiscDefinition; all errors of a file at once
+definition   2 YAML → ImageDefinition, DiscDefinition
+schema       3 ImageDefinition → JSON Schema and reference page
 layers       2 what was made once and is used again, addressed by the hash of all that decided it
 lock         2 Lock and its parts; read, write, compare; pure
 namespace    2 mounts and processes of their own, which end with them; the only mounts
@@ -69,8 +72,10 @@ installer_disc 6 a golden image → the disc that installs it
 discs        8 disc: discs made, read, verified, written to a stick
 verify       8 whether a result is what it was, and whether its lock gives the same bytes again
 project      8 init: a commented definition, role and check for a new appliance
+cli_options  4 what all verbs share: how a parser looks, options that mean the same everywhere
 session      8 boot and ssh: a machine that a person uses
-cli          9 verbs, exit codes
+cli_disc     9 disc: its command line
+cli         10 verbs, exit codes
 ============ = ========================================================================================
 """
 

@@ -1,115 +1,30 @@
-"""YAML → ImageDefinition: one declaration gives the parser, the validator, the JSON Schema and the reference page.
-
-Definitions are plain YAML 1.2: no templating, nothing evaluated. Every error of a file is told at once
-with its place and, for a misspelt key, what was perhaps meant.
-"""
+"""YAML → ImageDefinition, DiscDefinition: one declaration gives validator, JSON Schema and reference page."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import inspect
 import json
 import re
-from collections.abc import Callable
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from conda_appliance import formats as table
+from conda_appliance import yamlfile
 from conda_appliance.errors import DefinitionError, Problem, UsageError
-
-#: A definition larger than this is not one, in bytes.
-MAX_BYTES = 1 << 20
-#: More values than this (aliases counted each time) are not a definition.
-MAX_VALUES = 50_000
-
-_UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-
-
-def parse_size(text: object) -> int:
-    """``4GiB`` → bytes. Units: B, KiB, MiB, GiB, TiB; a plain number is bytes."""
-    if isinstance(text, int) and not isinstance(text, bool):
-        return text
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]iB|B)?", str(text).strip())
-    if not match:
-        raise ValueError(f"{text!r} is not a size; write for example 4GiB or 512MiB")
-    return int(float(match[1]) * _UNITS[match[2] or ""])
-
-
-def _absolute(path: str) -> str:
-    pure = PurePosixPath(path)
-    if not pure.is_absolute() or ".." in pure.parts:
-        raise ValueError(f"{path!r} is not an absolute path without '..', like /opt/conda")
-    if re.search(r"[\s\x00-\x1f'\"\\$`]", path):
-        raise ValueError(f"{path!r} has a space, a quote or a control character in it")
-    return str(pure)
-
-
-def _pattern(pattern: str, wanted: str) -> Callable[[str], str]:
-    def check(value: str) -> str:
-        if not re.fullmatch(pattern, value):
-            raise ValueError(f"{value!r} is not {wanted}")
-        return value
-
-    return check
-
-
-#: What may be a name: of an image, a service, an environment.
-NAME = r"[a-z][a-z0-9-]{0,39}"
-
-Name = Annotated[
-    str,
-    AfterValidator(_pattern(NAME, "a name: lower-case letters, digits and '-', 40 at most")),
-]
-Version = Annotated[
-    str,
-    AfterValidator(_pattern(r"[0-9A-Za-z][0-9A-Za-z.+~_-]{0,63}", "a version like 1.2.0")),
-]
-UserName = Annotated[
-    str,
-    AfterValidator(_pattern(r"[a-z_][a-z0-9_-]{0,30}", "a Linux user name like 'admin'")),
-]
-DebianPackage = Annotated[
-    str,
-    AfterValidator(_pattern(r"[a-z0-9][a-z0-9.+-]+", "a Debian package name")),
-]
-Sha256 = Annotated[
-    str,
-    AfterValidator(_pattern(r"[0-9a-f]{64}", "a SHA-256: 64 lower-case hexadecimal digits")),
-]
-Port = Annotated[int, Field(ge=1, le=65535)]
-AbsolutePath = Annotated[str, AfterValidator(_absolute)]
-Size = Annotated[
-    int,
-    BeforeValidator(parse_size),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "integer", "minimum": 1},
-                {"type": "string", "pattern": r"^\d+(\.\d+)?\s*([KMGT]iB|B)?$"},
-            ],
-            "examples": ["4GiB", "512MiB"],
-        }
-    ),
-]
-
-
-class Model(BaseModel):
-    """What every part of a definition has in common: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
+from conda_appliance.fields import (
+    AbsolutePath,
+    DebianPackage,
+    Name,
+    Port,
+    Sha256,
+    Size,
+    UserName,
+    Version,
+    pattern,
+)
+from conda_appliance.yamlfile import Model
 
 
 class CloudImage(Model):
@@ -230,7 +145,7 @@ class Service(Model):
     variables: Annotated[
         dict[str, str],
         Field(description="Environment variables; no secrets, they land in the image."),
-    ] = {}
+    ] = {}  # noqa: RUF012 (pydantic copies it; ruff sees no BaseModel here)
 
     @model_validator(mode="after")
     def _one_line(self) -> Self:
@@ -424,7 +339,7 @@ class ImageDefinition(Model):
     files: tuple[Files, ...] = ()
     roles: Annotated[
         tuple[
-            Annotated[str, AfterValidator(_pattern(r"[a-z][a-z0-9_]{0,39}", "the name of an Ansible role"))],
+            Annotated[str, AfterValidator(pattern(r"[a-z][a-z0-9_]{0,39}", "the name of an Ansible role"))],
             ...,
         ],
         Field(
@@ -562,33 +477,9 @@ class DiscDefinition(Model):
     ] = None
 
 
-# --- loading --------------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with the scalars of YAML 1.2's core schema: true, false, null, integers; all else is text.
-
-    So ``no`` and ``22:30`` stay what was written, and a version 1.10 does not become 1.1.
-    """
-
-
-_Loader.yaml_implicit_resolvers = {}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:null|~|)$"), ["n", "~", ""])
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789")
-)
-
-_KNOWN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "bool", "null", "seq", "map")}
-
-_Location = tuple[str | int, ...]
-#: Where each part of a file's value stands: its line and column, from 1.
-Marks = dict[_Location, tuple[int, int]]
-
-
 def load_image(path: Path) -> ImageDefinition:
     """Read ``images/NAME.yaml``. Raises DefinitionError with every problem of the file."""
-    definition = _load(path, ImageDefinition)
+    definition = yamlfile.load(path, ImageDefinition)
     problems = _missing_files(path, definition)
     if problems:
         raise DefinitionError(problems)
@@ -605,64 +496,7 @@ def with_builder(path: Path, image: ImageDefinition, builder: str) -> ImageDefin
 
 def load_disc(path: Path) -> DiscDefinition:
     """Read ``iso/NAME.yaml``. Raises DefinitionError with every problem of the file."""
-    return _load(path, DiscDefinition)
-
-
-def schema() -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of an image definition, for editors."""
-    made = ImageDefinition.model_json_schema(by_alias=True)
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "conda-appliance image definition",
-        **{key: value for key, value in made.items() if key != "title"},
-    }
-
-
-def reference() -> str:
-    """The reference page of a definition, in Markdown, from the same declaration that validates one."""
-    made = schema()
-    parts = ["# Image definition", "", "<!-- made by `conda-appliance schema --markdown` -->", ""]
-    parts += _table("ImageDefinition", made)
-    for name, part in made["$defs"].items():
-        parts += _table(name, part)
-    return "\n".join(parts)
-
-
-def _table(title: str, part: dict[str, Any]) -> list[str]:
-    rows = [f"## {title}", "", inspect.cleandoc(part.get("description", "")), ""]
-    rows += ["| key | what | default | |", "| --- | --- | --- | --- |"]
-    required = part.get("required", ())
-    for key, about in part["properties"].items():
-        default = "required" if key in required else f"`{json.dumps(about.get('default'))}`"
-        if key not in required and "default" not in about:
-            default = ""
-        what = about.get("description", "").replace("|", "\\|")
-        rows.append(f"| `{key}` | {_kind(about)} | {default} | {what} |")
-    return [*rows, ""]
-
-
-def _kind(about: dict[str, Any]) -> str:
-    """A JSON Schema type for people: what may stand there."""
-    if "$ref" in about:
-        name = about["$ref"].rpartition("/")[2]
-        return f"[{name}](#{name.lower()})"
-    for choice in ("anyOf", "allOf"):
-        if choice in about:
-            return " or ".join(_kind(one) for one in about[choice] if one.get("type") != "null")
-    if "enum" in about:
-        return ", ".join(f"`{value}`" for value in about["enum"])
-    if "const" in about:
-        return f"`{about['const']}`"
-    if about.get("type") == "array":
-        return f"list of {_kind(about['items'])}"
-    if about.get("type") == "object" and isinstance(about.get("additionalProperties"), dict):
-        return f"by name: {_kind(about['additionalProperties'])}"
-    return str(about.get("type", ""))
-
-
-def as_yaml(value: Any) -> str:
-    """``value`` as YAML that people read, keys in the order of the declaration."""
-    return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100))
+    return yamlfile.load(path, DiscDefinition)
 
 
 def lock_digest(path: Path, definition: ImageDefinition) -> str:
@@ -686,192 +520,11 @@ def lock_digest(path: Path, definition: ImageDefinition) -> str:
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
-_M = TypeVar("_M", bound=Model)
-
-
-def _load(path: Path, model: type[_M]) -> _M:
-    value, marks = parse(path)
-    return validated(str(path), value, marks, model)
-
-
-def validated(shown: str, value: Any, marks: Marks, model: type[_M]) -> _M:
-    """A file's value as its model; ``shown`` is what messages call the file.
-
-    Raises DefinitionError with every problem.
-    """
-    if not isinstance(value, dict):
-        raise DefinitionError([_problem(shown, marks, (), "a definition is a mapping of keys")])
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        errors: list[dict[str, Any]] = [dict(one) for one in error.errors()]
-        raise DefinitionError(
-            [_explain(shown, marks, model, one) for one in errors if not _follows(one, errors)]
-        ) from None
-
-
-def parse(path: Path) -> tuple[Any, Marks]:
-    """The file's value, and where each part of it stands (1-based line and column)."""
-    shown = str(path)
-
-    def refuse(message: str, line: int = 1, column: int = 1) -> DefinitionError:
-        return DefinitionError([Problem(file=shown, line=line, column=column, path="", message=message)])
-
-    try:
-        if path.is_dir():
-            raise refuse("this is a folder, not a definition")
-        if path.stat().st_size > MAX_BYTES:
-            raise refuse(f"larger than {MAX_BYTES >> 20} MiB: this is not a definition")
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise refuse(f"cannot be read: {error.strerror}") from None
-    if len(raw) > MAX_BYTES:
-        raise refuse(f"larger than {MAX_BYTES >> 20} MiB: this is not a definition")
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise refuse("not UTF-8 text: this is not a definition") from None
-    if not text.strip():
-        raise refuse("the file is empty; `conda-appliance init` writes an example")
-    try:
-        node = _Loader(text).get_single_node()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        at = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        raise refuse(f"not valid YAML: {error.problem or error.context}", *at) from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise refuse(f"not valid YAML: {str(error).splitlines()[0]}") from None
-    if node is None:
-        raise refuse("the file holds no definition, only comments")
-    marks: Marks = {}
-    budget = [MAX_VALUES]
-
-    def build(node: yaml.Node, at: _Location, above: tuple[int, ...]) -> Any:
-        line, column = node.start_mark.line + 1, node.start_mark.column + 1
-        marks.setdefault(at, (line, column))
-        budget[0] -= 1
-        if id(node) in above or len(above) > 50:
-            raise refuse("an alias refers to what contains it", line, column)
-        if budget[0] < 0:
-            raise refuse(f"more than {MAX_VALUES} values: this is not a definition", line, column)
-        if node.tag not in _KNOWN_TAGS:
-            raise refuse(f"the tag {node.tag!r} has no meaning here", line, column)
-        inner = (*above, id(node))
-        if isinstance(node, yaml.SequenceNode):
-            return [build(item, (*at, index), inner) for index, item in enumerate(node.value)]
-        if isinstance(node, yaml.MappingNode):
-            made: dict[str, Any] = {}
-            for key, item in node.value:
-                if not isinstance(key, yaml.ScalarNode):
-                    raise refuse("a key must be plain text", key.start_mark.line + 1)
-                name = str(key.value)
-                if name in made:
-                    raise refuse(
-                        f"the key {name!r} stands twice",
-                        key.start_mark.line + 1,
-                        key.start_mark.column + 1,
-                    )
-                marks[(*at, name)] = (key.start_mark.line + 1, key.start_mark.column + 1)
-                made[name] = build(item, (*at, name), inner)
-            return made
-        if node.tag == "tag:yaml.org,2002:int":
-            return int(node.value) if len(node.value) < 20 else node.value
-        if node.tag == "tag:yaml.org,2002:bool":
-            return node.value == "true"
-        if node.tag == "tag:yaml.org,2002:null":
-            return None
-        return node.value
-
-    return build(node, (), ()), marks
-
-
-def _problem(file: str, marks: Marks, at: _Location, message: str) -> Problem:
-    nearest = at
-    while nearest not in marks and nearest:
-        nearest = nearest[:-1]
-    line, column = marks.get(nearest, (1, 1))
-    return Problem(file=file, line=line, column=column, path=_path_text(at), message=message)
-
-
-def _path_text(at: _Location) -> str:
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in at)
-    return text.removeprefix(".")
-
-
-def _follows(error: dict[str, Any], errors: list[dict[str, Any]]) -> bool:
-    """Whether ``error`` only follows from another: a list is not too short because its items are wrong."""
-    return error["type"] == "too_short" and any(
-        other["loc"][: len(error["loc"])] == error["loc"] for other in errors if other is not error
-    )
-
-
-def _explain(file: str, marks: Marks, model: type[Model], error: dict[str, Any]) -> Problem:
-    """A pydantic error as a problem in the file's own words."""
-    at = tuple(part for part in error["loc"] if part != "[key]")
-    kind, message = error["type"], str(error["msg"])
-    if kind == "extra_forbidden":
-        known = _keys_at(model, at[:-1])
-        close = difflib.get_close_matches(str(at[-1]), known, n=1)
-        message = "unknown key"
-        message += f"; perhaps you meant {close[0]!r}" if close else f"; known: {', '.join(known)}"
-    elif kind == "missing":
-        message = "missing: this key is required"
-    elif kind == "too_short":
-        message = "needs at least one item"
-    elif kind == "value_error":
-        message = message.removeprefix("Value error, ")
-    elif kind == "literal_error":
-        expected = str(error["ctx"]["expected"])
-        message = f"{error['input']!r} is not one of {expected}"
-        close = difflib.get_close_matches(str(error["input"]), re.findall(r"'([^']+)'", expected), n=1)
-        message += f"; perhaps you meant {close[0]!r}" if close else ""
-    elif kind == "string_pattern_mismatch":
-        message = f"{error['input']!r} does not match {error['ctx']['pattern']}"
-    else:
-        message = message.removeprefix("Input should be ").replace("a valid ", "a ")
-        message = f"should be {message}, found {_short(error['input'])}"
-    return _problem(file, marks, at, message)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else text[:57] + "…"
-
-
-def _keys_at(model: type[BaseModel], at: _Location) -> list[str]:
-    """The keys that may stand at a place of a definition."""
-    current: type[BaseModel] | None = model
-    skip = False
-    for part in at:
-        if skip or isinstance(part, int) or current is None:
-            skip = False
-            continue
-        found = next(
-            (info for name, info in current.model_fields.items() if part in (name, info.alias)),
-            None,
-        )
-        current = _model_in(found.annotation) if found else None
-        skip = found is not None and get_origin(found.annotation) is dict
-    if current is None:
-        return []
-    return [info.alias or name for name, info in current.model_fields.items()]
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for inner in get_args(annotation):
-        if (model := _model_in(inner)) is not None:
-            return model
-    return None
-
-
 def _missing_files(path: Path, definition: ImageDefinition) -> list[Problem]:
     """Files that a definition names must be there before the first expensive minute."""
-    _, marks = parse(path)
+    _, marks = yamlfile.parse(path)
     folder = path.resolve().parent
-    named: list[tuple[_Location, str]] = [
+    named: list[tuple[yamlfile.Location, str]] = [
         *(
             (("conda", "environments", name, "file"), environment.file)
             for name, environment in definition.conda.environments.items()
@@ -895,7 +548,7 @@ def _missing_files(path: Path, definition: ImageDefinition) -> list[Problem]:
     if definition.base.image is not None and "://" not in definition.base.image.url:
         named.append((("base", "image", "url"), definition.base.image.url))
     return [
-        _problem(str(path), marks, at, f"{name} is not there (looked in {folder})")
+        yamlfile.problem(str(path), marks, at, f"{name} is not there (looked in {folder})")
         for at, name in named
         if not (folder / Path(name).expanduser()).exists()
     ]

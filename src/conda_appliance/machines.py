@@ -14,9 +14,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from conda_appliance import definition
-from conda_appliance.definition import Marks, Model
+from conda_appliance import definition, yamlfile
 from conda_appliance.errors import DefinitionError, Problem
+from conda_appliance.yamlfile import Marks, Model
 
 #: The columns of a CSV file; one in capitals is a setting.
 COLUMNS = ("hostname", "keys", "address", "gateway", "dns", "mac")
@@ -103,8 +103,8 @@ def load(path: Path) -> tuple[Machine, ...]:
     if path.suffix == ".csv":
         value, marks = _read_csv(path)
     else:
-        value, marks = definition.parse(path)
-    batch = definition.validated(str(path), value, marks, Batch)
+        value, marks = yamlfile.parse(path)
+    batch = yamlfile.validated(str(path), value, marks, Batch)
     if problems := list(_twice(path, batch.machines, marks)):
         raise DefinitionError(problems)
     return tuple(

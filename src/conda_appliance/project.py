@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from conda_appliance import render
-from conda_appliance.definition import NAME
 from conda_appliance.errors import UsageError
+from conda_appliance.fields import NAME
 
 #: What is written, as template → place in the new folder.
 _FILES = {

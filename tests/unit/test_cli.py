@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conda_appliance import cli, definition, lock
+from conda_appliance import cli, definition, lock, schema
 
 ROOT = Path(__file__).parents[2]
 VERBS = [
@@ -106,7 +106,7 @@ def test_show_tells_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_schema_and_reference_come_from_one_declaration(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("schema") == 0
-    assert json.loads(capsys.readouterr().out) == definition.schema()
+    assert json.loads(capsys.readouterr().out) == schema.schema()
     assert run("schema", "--markdown") == 0
     reference = capsys.readouterr().out
     for name in definition.ImageDefinition.model_fields:
@@ -115,8 +115,8 @@ def test_schema_and_reference_come_from_one_declaration(capsys: pytest.CaptureFi
 
 def test_the_reference_pages_are_up_to_date() -> None:
     docs = ROOT / "docs/reference"
-    assert (docs / "definition.md").read_text() == definition.reference(), "make docs"
-    assert json.loads((docs / "definition.schema.json").read_text()) == definition.schema(), "make docs"
+    assert (docs / "definition.md").read_text() == schema.reference(), "make docs"
+    assert json.loads((docs / "definition.schema.json").read_text()) == schema.schema(), "make docs"
 
 
 @pytest.mark.parametrize("verb", ["build", "fetch", "render"])

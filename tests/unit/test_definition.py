@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 import yaml
 
-from conda_appliance import definition
+from conda_appliance import definition, schema, yamlfile
 from conda_appliance.errors import DefinitionError, UsageError
 
 GOOD = """\
@@ -197,12 +197,12 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_json_schema_agrees_with_the_validator(tmp_path: Path) -> None:
-    schema = definition.schema()
-    jsonschema.Draft202012Validator.check_schema(schema)
-    hello = yaml.load((Path(__file__).parents[2] / "images/hello.yaml").read_text(), definition._Loader)
-    jsonschema.validate({**hello, "version": "1.0.0"}, schema)
+    made = schema.schema()
+    jsonschema.Draft202012Validator.check_schema(made)
+    hello = yaml.load((Path(__file__).parents[2] / "images/hello.yaml").read_text(), yamlfile._Loader)
+    jsonschema.validate({**hello, "version": "1.0.0"}, made)
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate({**hello, "version": "1.0.0", "surprise": 1}, schema)
+        jsonschema.validate({**hello, "version": "1.0.0", "surprise": 1}, made)
 
 
 def test_a_lock_answers_the_base_and_the_conda_section_only(tmp_path: Path) -> None:

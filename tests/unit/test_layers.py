@@ -9,7 +9,7 @@ import conda_appliance
 SOURCE = Path(conda_appliance.__file__).parent
 LAYERS = {
     match[1].rstrip("/"): int(match[2])
-    for match in re.finditer(r"^(\w+/?) +(\d) ", conda_appliance.__doc__ or "", re.MULTILINE)
+    for match in re.finditer(r"^(\w+/?) +(\d+) ", conda_appliance.__doc__ or "", re.MULTILINE)
 }
 
 
