@@ -65,17 +65,18 @@ catalog      6 the boxes of several versions → the catalog that Vagrant adds a
 check        6 testinfra on a Machine → CheckReport
 results      6 out/NAME/: finished builds, the latest, what a failure left
 identity     6 a build's id: the hash of everything that decides the image
-build        7 the recipe: definition and lock → out/NAME/ID/
-batch        8 several definitions at once
+shipping     7 what a build ships: the disk's forms, boxes, what is made from the environments alone
+build        8 the recipe: definition and lock → out/NAME/ID/
+batch        9 several definitions at once
 live_disc    7 a machine's layers → the disc that starts it
 installer_disc 6 a golden image → the disc that installs it
-discs        8 disc: discs made, read, verified, written to a stick
-verify       8 whether a result is what it was, and whether its lock gives the same bytes again
+discs        9 disc: discs made, read, verified, written to a stick
+verify       9 whether a result is what it was, and whether its lock gives the same bytes again
 project      8 init: a commented definition, role and check for a new appliance
 cli_options  4 what all verbs share: how a parser looks, options that mean the same everywhere
-session      8 boot and ssh: a machine that a person uses
-cli_disc     9 disc: its command line
-cli         10 verbs, exit codes
+session      9 boot and ssh: a machine that a person uses
+cli_disc     10 disc: its command line
+cli          11 verbs, exit codes
 ============ = ========================================================================================
 """
 

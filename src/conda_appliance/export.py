@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -143,6 +144,7 @@ class Exporter:
         return self.disk
 
     def _made(self, form: str, to: Path, whole: Path) -> Artifact:
+        started = time.monotonic()
         if self.inserts and form in ("qcow2", "raw"):
             self._around(form, to)
         else:
@@ -154,7 +156,7 @@ class Exporter:
                 epoch=self.epoch,
                 compression=self.image.disk.compression,
             )
-        return artifact(to, form, size=self.image.disk.size, source=self._source(form))
+        return artifact(to, form, size=self.image.disk.size, source=self._source(form), started=started)
 
     def _around(self, form: str, to: Path) -> None:
         """A copy of what is around the inserts, from the cache or converted now, and they in it."""
@@ -174,12 +176,15 @@ class Exporter:
             _insert(insert, form, to)
 
     def _ova(self, vmdk: Artifact, to: Path) -> Artifact:
+        started = time.monotonic()
         ova.write(vmdk.path, vmdk.record.sha256, to, self.image, epoch=self.epoch, project=self.project)
-        return artifact(to, "ova", size=self.image.disk.size, source=self._source("ova"))
+        return artifact(to, "ova", size=self.image.disk.size, source=self._source("ova"), started=started)
 
 
-def artifact(path: Path, form: str, *, size: int, source: str = "") -> Artifact:
+def artifact(path: Path, form: str, *, size: int, source: str = "", started: float) -> Artifact:
     """The file of a form with its record; ``size`` is the machine's disk in bytes, where QEMU does not read it.
+
+    ``started`` is when it was begun, by `time.monotonic`.
 
     Raises BuildError when it is not sound, or no disk of its own.
     """
@@ -202,6 +207,7 @@ def artifact(path: Path, form: str, *, size: int, source: str = "") -> Artifact:
         virtual_size=size,
         sha256=resources.sha256_of(path),
         source=source,
+        seconds=round(time.monotonic() - started, 2),
     )
     return Artifact(path=path, record=record)
 

@@ -33,6 +33,8 @@ class ArtifactRecord(_Record):
     sha256: str
     #: What it was made from, where that is the same each time (`export.source_of`).
     source: str = ""
+    #: How long it took when it was made, in seconds, beside whatever was made at the same time.
+    seconds: float = 0.0
 
 
 class CheckRecord(_Record):

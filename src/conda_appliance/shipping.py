@@ -1,0 +1,192 @@
+"""What a build ships: the disk's forms, Vagrant boxes, and what is made from the environments alone."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from conda_appliance import (
+    boxes,
+    builders,
+    containers,
+    diskforms,
+    export,
+    formats,
+    layers,
+    log,
+    ospackages,
+    payload,
+    plain,
+    process,
+    resources,
+    results,
+)
+from conda_appliance.installation import Shipment
+
+
+def exported(disk: builders.DiskImage, job: builders.Job, home: Path, work: Path) -> list[export.Artifact]:
+    """Every form of the disk that the definition asks for."""
+    forms = formats.of_family("disk", job.image.formats)
+    if not forms:
+        return []
+    named = ", ".join(forms) if len(forms) < 4 else f"{len(forms)} forms"
+    with log.step(f"Export {job.image.name} as {named}") as step:
+        exporter = _exporter(disk, job, home, work / "export")
+        artifacts, taken = exporter.every(forms, work, step.update)
+        for made in artifacts:
+            step.note(f"{made.record.format} {resources.size_text(made.record.size)}")
+        if taken:
+            step.note(f"{', '.join(taken)} unchanged, from an earlier result")
+    return artifacts
+
+
+def boxed(disk: builders.DiskImage, job: builders.Job, home: Path, work: Path) -> list[export.Artifact]:
+    """Every Vagrant box that the definition asks for: from an earlier result, or made now."""
+    forms = formats.of_family("box", job.image.formats)
+    if not forms:
+        return []
+    assert disk.boxed is not None, "the definition admits boxes where a builder makes their disk"
+    wanted, made = {}, []
+    with log.step(f"Pack {job.image.name} as {', '.join(forms)}") as step:
+        for form in forms:
+            decided = {**boxes.decides(form, job.image, job.project), "epoch": job.epoch}
+            source = layers.digest_of([disk.boxed.key, decided, layers.code(diskforms.__file__)])
+            if there := results.artifact(home, source):
+                made.append(export.take(there, work / _file_name(form, job)))
+                step.note(f"{form} unchanged, from an earlier result")
+            else:
+                wanted[form] = source
+        return [*made, *_boxes(wanted, disk.boxed, job, home, work, step)] if wanted else made
+
+
+def _boxes(
+    sources_of: dict[str, str],
+    boxed: builders.Boxed,
+    job: builders.Job,
+    home: Path,
+    work: Path,
+    step: log.Step,
+) -> list[export.Artifact]:
+    """The boxes of these forms (form → its source), from a disk of their own: it has Vagrant's user."""
+    image, made = job.image, []
+    kinds = sorted({boxes.DISKS[form] for form in sources_of})
+    with resources.work_folder(work, "boxes") as scratch:
+        own = boxed.make(step)
+        try:
+            exported, _ = _exporter(own, job, home, scratch / "export").every(kinds, scratch, step.update)
+        finally:
+            own.release()
+        disks = {one.record.format: one.path for one in exported}
+        for form, source in sources_of.items():
+            step.update(f"packing {form}")
+            started = time.monotonic()
+            disk, to = disks[boxes.DISKS[form]], work / _file_name(form, job)
+            boxes.write(form, disk, to, image, epoch=job.epoch, project=job.project, work=scratch / form)
+            made.append(export.artifact(to, form, size=image.disk.size, source=source, started=started))
+            step.note(f"{form} {resources.size_text(made[-1].record.size)}")
+    return made
+
+
+def _file_name(form: str, job: builders.Job) -> str:
+    return formats.file_name(form, name=job.image.name, version=job.image.version)
+
+
+def _exporter(disk: builders.DiskImage, job: builders.Job, home: Path, work: Path) -> export.Exporter:
+    return export.Exporter(
+        image=job.image,
+        disk=disk.path,
+        format=disk.format,
+        key=disk.key,
+        identity=job.identity,
+        inserts=disk.inserts,
+        around=disk.around,
+        store=job.store,
+        epoch=job.epoch,
+        project=job.project,
+        work=work,
+        earlier=lambda source: results.artifact(home, source),
+    )
+
+
+#: What makes each form that needs no disk, and what decides its bytes.
+_MAKERS = {
+    "tar": (plain.tar, plain.parts),
+    "sh": (plain.installer, plain.parts),
+    "oci": (containers.oci, containers.parts),
+    "docker-archive": (containers.docker, containers.parts),
+    "deb": (ospackages.deb, ospackages.parts),
+    "rpm": (ospackages.rpm, ospackages.parts),
+}
+
+
+def delivered(job: builders.Job, home: Path, work: Path, used: dict[str, str]) -> list[export.Artifact]:
+    """Every form that is made from the environments alone; what they are is told in ``used``."""
+    forms = [form for form in job.image.formats if form in _MAKERS]
+    if not forms:
+        return []
+    with log.step(f"Pack {job.image.name} as {', '.join(forms)}") as step:
+        linked = payload.environment(
+            job.lock,
+            job.files,
+            store=job.store,
+            epoch=job.epoch,
+            subject=job.image.name,
+            progress=step.update,
+        )
+        used["environment"] = linked.sha256
+        shipment = Shipment(
+            image=job.image,
+            lock=job.lock,
+            linked=linked,
+            archives=job.files,
+            folder=job.folder,
+            project=job.project,
+            store=job.store,
+            epoch=job.epoch,
+        )
+        if {"tar", "sh"} & {*forms}:
+            step.update("finding where the environments name their prefix")
+            _ = shipment.relocations  # once, before several want it at the same time
+        left = list(forms)
+
+        def one(form: str) -> export.Artifact:
+            artifact = _packed(form, shipment, home, work)
+            left.remove(form)
+            step.update(f"still at {', '.join(left)}" if left else "")
+            return artifact
+
+        step.update(f"packing {', '.join(forms)}")
+        made = process.side_by_side(*(partial(one, form) for form in forms), workers=os.cpu_count() or 1)
+        step.note("; ".join(f"{one.record.format} {resources.size_text(one.record.size)}" for one in made))
+    return made
+
+
+def _packed(form: str, shipment: Shipment, home: Path, work: Path) -> export.Artifact:
+    """One form of the environments, copied where an earlier result has it from the same."""
+    make, parts = _MAKERS[form]
+    to = work / formats.file_name(form, name=shipment.image.name, version=shipment.image.version)
+    source = layers.digest_of([form, parts(shipment)])
+    there = results.artifact(home, source)
+    if there:
+        return export.take(there, to)
+    started = time.monotonic()
+    with resources.work_folder(work, form) as scratch:
+        make(shipment, to, scratch)
+    return export.artifact(to, form, size=0, source=source, started=started)
+
+
+def bootable(
+    disk: builders.DiskImage, job: builders.Job, artifacts: list[export.Artifact], work: Path
+) -> Path:
+    """What is booted to be checked: the first artifact that QEMU boots, else the disk in a form that it does."""
+    for one in artifacts:
+        if formats.BY_NAME[one.record.format].qemu:
+            return one.path
+    (work / "bootable").mkdir()
+    plain = job.image.disk.model_copy(update={"compression": "none"})
+    quick = replace(job, image=job.image.model_copy(update={"disk": plain}))
+    made, _ = _exporter(disk, quick, work / "none", work / "export").every(("qcow2",), work / "bootable")
+    return made[0].path
