@@ -146,7 +146,9 @@ def build(folder: Path, cache: Path, *, on_progress: Progress, refresh: bool = F
     resources.require_space(
         home, (2 << 30) if recipes.python else (256 << 20), f"Building {folder}'s channel"
     )
-    with resources.work_folder(home, key) as work:
+    with resources.work_folder(home, key, wait=on_progress) as work:
+        if (final / "noarch/repodata.json").is_file() and not refresh:
+            return final  # another run made it meanwhile
         maker = _Maker(
             recipes=recipes, folder=folder, store=sources.Cache(cache), work=work, progress=on_progress
         )

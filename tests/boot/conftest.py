@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.boot.forms_seen import Seen
 
 from conda_appliance import process, resources
 
@@ -21,6 +22,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(str(item.fspath)).parent == Path(__file__).parent:
             item.add_marker(pytest.mark.boot)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--forms-table", metavar="FILE", help="write what this run saw of each form, as a page")
+
+
+@pytest.fixture(scope="session")
+def seen(request: pytest.FixtureRequest) -> Iterator[Seen]:
+    """What this session sees of each form."""
+    found = Seen()
+    yield found
+    if to := request.config.getoption("--forms-table"):
+        Path(to).write_text(found.page(), encoding="utf-8")
 
 
 def cli(
@@ -96,10 +110,11 @@ def out_rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def hello_rootfs(out_rootfs: Path) -> Path:
+def hello_rootfs(out_rootfs: Path, seen: Seen) -> Path:
     """The same definition and lock, built without booting, then booted and checked: the folder of its result."""
     done = cli("build", "--lock", "--builder", "rootfs", "images/hello.yaml", "--out", out_rootfs)
     assert done.returncode == 0, done.stderr
+    seen.ran("qcow2", "QEMU: every build boots it; the image's checks")
     return Path(done.stdout.strip())
 
 

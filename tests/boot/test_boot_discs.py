@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import subprocess
+import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +16,9 @@ from pathlib import Path
 import pytest
 from tests.boot.conftest import ROOT, cli
 from tests.boot.consoles import DOWN, Console, disk, power_on
+from tests.boot.forms_seen import Seen
 
-from conda_appliance import check, definition, disc, lock, log, qemu
+from conda_appliance import check, definition, disc, lock, log, process, qemu
 from conda_appliance.boottime import Asker
 
 GIB = 1 << 30
@@ -33,7 +36,7 @@ class Box:
 
 
 @pytest.fixture(scope="module")
-def box(tmp_path_factory: pytest.TempPathFactory) -> Box:
+def box(tmp_path_factory: pytest.TempPathFactory, seen: Seen) -> Box:
     """hello with the kernel for real hardware; ``unattended`` installs without a question on an empty disk."""
     folder = tmp_path_factory.mktemp("box")
     shutil.copytree(ROOT / "images/hello", folder / "images/hello")
@@ -43,11 +46,17 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Box:
     path.write_text(text)
     words = ("--out", folder / "out")
     result = made(cli("build", "--lock", "--no-check", path, *words))
-    live = made(cli("disc", path, "live", *words))
-    installer = made(cli("disc", result, "installer", *words, cwd=folder))
+    made_of = {"live": path, "installer": result}
+    discs = {}
+    for kind, source in made_of.items():
+        started = time.monotonic()
+        discs[kind] = made(cli("disc", source, kind, *words, cwd=folder))
+        seen.disc(f"{kind}-iso", discs[kind], time.monotonic() - started)
+        process.run(["xorriso", "-indev", discs[kind], "-find"])
+        seen.opened(f"{kind}-iso", "xorriso")
     path.write_text(text + "installer: {unattended: true}\n")
     unattended = made(cli("disc", result, "installer", "--to", folder / "unattended", *words, cwd=folder))
-    return Box(path, result, live, installer, unattended)
+    return Box(path, result, discs["live"], discs["installer"], unattended)
 
 
 def made(done: subprocess.CompletedProcess[str]) -> Path:
@@ -86,19 +95,24 @@ def blank(path: Path, size: int = 3 * GIB) -> Path:
 # --- live -------------------------------------------------------------------------------------------
 
 
-def test_a_live_disc_passes_the_checks_of_the_image(box: Box, tmp_path: Path) -> None:
+def test_a_live_disc_passes_the_checks_of_the_image(box: Box, tmp_path: Path, seen: Seen) -> None:
     checks_of(box.live, box, tmp_path, attached="cd")
+    seen.ran("live-iso", "QEMU: BIOS, CD; the image's checks")
 
 
-def test_it_starts_from_cd_and_stick_by_bios_and_uefi(box: Box, tmp_path: Path) -> None:
+def test_it_starts_from_cd_and_stick_by_bios_and_uefi(box: Box, tmp_path: Path, seen: Seen) -> None:
     """Each in a way of its own: from memory without the CD, with what was kept, verified before."""
+    ways = {
+        "UEFI, CD, from memory": from_memory,
+        "BIOS, stick, with data kept": with_data,
+        "UEFI, stick, verified": verified,
+    }
     with ThreadPoolExecutor(2) as pool:
-        runs = [pool.submit(run, box, tmp_path) for run in (from_memory, with_data, verified)]
-        for run in runs:
-            run.result()
+        for way, run in {way: pool.submit(run, box, tmp_path) for way, run in ways.items()}.items():
+            seen.ran("live-iso", f"QEMU: {way}", run.result())
 
 
-def from_memory(box: Box, folder: Path) -> None:
+def from_memory(box: Box, folder: Path) -> bytes:
     """UEFI, CD: the second entry; all that is read after the CD was taken out is not the CD's."""
     with power_on(folder / "memory", box.live, firmware="uefi") as console:
         console.wait_for("Start from memory")
@@ -106,10 +120,10 @@ def from_memory(box: Box, folder: Path) -> None:
         console.wait_for("Copying the appliance to memory")
         console.wait_for("The medium may be taken out")
         console.control.monitor("eject -f medium")
-        answers(console)
+        return answers(console)
 
 
-def with_data(box: Box, folder: Path) -> None:
+def with_data(box: Box, folder: Path) -> bytes:
     """BIOS, stick: a partition behind the disc keeps what is written."""
     stick, kept = folder / "stick", folder / "kept"
     kept.write_text("kept from before\\n\n")
@@ -121,9 +135,10 @@ def with_data(box: Box, folder: Path) -> None:
         debugfs(stick, start, command, "-w")
     with power_on(folder / "data", stick, how="usb") as console:
         console.wait_for("kept from before")
-        answers(console)
+        said = answers(console)
         console.shut_down()
     assert "machine-id" in debugfs(stick, start, "ls upper/etc")
+    return said
 
 
 def partition(stick: Path, number: int) -> int:
@@ -142,19 +157,22 @@ def debugfs(stick: Path, offset: int, command: str, *words: str) -> str:
     ).stdout
 
 
-def verified(box: Box, folder: Path) -> None:
+def verified(box: Box, folder: Path) -> bytes:
     """UEFI, stick: the third entry."""
     with power_on(folder / "verified", box.live, how="usb", firmware="uefi") as console:
         console.wait_for("Verify the disc")
         console.type(DOWN + DOWN)
         console.wait_for("every file has its checksum")
-        answers(console)
+        return answers(console)
 
 
-def answers(console: Console) -> None:
-    """The appliance's service answers."""
+def answers(console: Console) -> bytes:
+    """The appliance's service answers: what."""
     asker = Asker(console.ports[8000], "/", console.started)
     assert asker.wait(500) is not None, console.text[-4000:]
+    with urllib.request.urlopen(f"http://127.0.0.1:{console.ports[8000]}/", timeout=60) as response:
+        said: bytes = response.read()
+    return said
 
 
 def test_a_damaged_disc_says_so_when_asked_and_does_not_start(box: Box, tmp_path: Path) -> None:
@@ -195,7 +213,7 @@ def test_it_installs_on_an_empty_disk_which_then_starts_alone_and_passes_the_che
 
 
 def test_without_a_question_it_takes_the_only_empty_disk_and_leaves_others_alone(
-    box: Box, tmp_path: Path
+    box: Box, tmp_path: Path, seen: Seen
 ) -> None:
     """UEFI, stick, NVMe; beside it a SATA disk that holds data. The stick stays in, and what is installed starts."""
     target, other = blank(tmp_path / "target"), blank(tmp_path / "other")
@@ -206,7 +224,7 @@ def test_without_a_question_it_takes_the_only_empty_disk_and_leaves_others_alone
         console.wait_for("Installing box 1.0.0 to /dev/nvme0n1")
         console.wait_for("Installed")
         console.wait_for("box login:")
-        answers(console)
+        seen.ran("installer-iso", "QEMU: UEFI, stick, onto NVMe, which then started", answers(console))
     assert digest(other) == before
     root = partition(target, 3)
     (name,) = re.findall(r"install-[0-9a-f]{16}\.log", debugfs(target, root, "ls /var/log/conda-appliance"))

@@ -15,6 +15,7 @@ from pathlib import Path
 import awkward
 import pytest
 from tests.boot.conftest import ROOT, cli, wait_until
+from tests.boot.forms_seen import Seen
 
 from conda_appliance import disc, machine, process
 from conda_appliance.machine import Machine
@@ -27,7 +28,7 @@ TREE = (
 
 
 @pytest.fixture(scope="module")
-def plant(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plant(tmp_path_factory: pytest.TempPathFactory, seen: Seen) -> Path:
     """The userspace disc of an appliance that is hello, elsewhere."""
     folder = tmp_path_factory.mktemp("plant")
     definition = (ROOT / "images/hello.yaml").read_text()
@@ -42,9 +43,14 @@ def plant(tmp_path_factory: pytest.TempPathFactory) -> Path:
         definition = definition.replace(old, new)
     (folder / "plant.yaml").write_text(definition)
     assert cli("lock", folder / "plant.yaml").returncode == 0
+    started = time.monotonic()
     done = cli("disc", folder / "plant.yaml", "userspace", "--to", folder)
     assert done.returncode == 0, done.stderr
-    return Path(done.stdout.strip())
+    made = Path(done.stdout.strip())
+    seen.disc("userspace-iso", made, time.monotonic() - started)
+    process.run(["xorriso", "-indev", made, "-find"])
+    seen.opened("userspace-iso", "xorriso")
+    return made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +140,7 @@ def test_the_kernel_reads_what_is_awkward(discs: Discs) -> None:
     discs.root("umount /mnt")
 
 
-def test_an_appliance_runs_from_its_disc(discs: Discs) -> None:
+def test_an_appliance_runs_from_its_disc(discs: Discs, seen: Seen) -> None:
     """One command: mounted, its service answers; nothing can be written there, and byte code is not compiled."""
     assert disc.verify(discs.plant) > 10
     discs.root("find /etc /opt /srv /var/lib /var/log /run/appliances 2>/dev/null | sort >/root/before; true")
@@ -143,6 +149,7 @@ def test_an_appliance_runs_from_its_disc(discs: Discs) -> None:
     assert "plant 1.0.0 runs from the disc" in said
     wait_until(lambda: "hello from an appliance" in discs.get(), 120, "an answer of the disc's service")
     assert "486" in discs.get(), "numpy works"
+    seen.ran("userspace-iso", "mount.sh on a booted Debian 13", discs.get().encode())
     mounts = discs.root("findmnt --noheadings --list --output TARGET,FSTYPE,OPTIONS | grep plant")
     assert [line.split()[:2] for line in mounts.splitlines()] == [
         ["/run/appliances/plant", "iso9660"],

@@ -1,19 +1,37 @@
-"""Other forms of a disk start as they are: each on the controller and the network adapter that its hypervisor has."""
+"""One definition in every form: each opened by a program of its users, and run where it can be; all say the same."""
 
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 import run_container
+from debian import System
 from tests.boot.conftest import ROOT, cli, wait_until
+from tests.boot.forms_seen import Seen
 
-from conda_appliance import accelerator, definition, export, formats, process, qemu
+from conda_appliance import (
+    accelerator,
+    bootstrap,
+    build,
+    definition,
+    formats,
+    layers,
+    lock,
+    manifest,
+    process,
+    qemu,
+    resources,
+    sources,
+)
 
 #: Each form, what its disk hangs on, and its network adapter: of those that QEMU has too.
 MACHINES = {
@@ -65,51 +83,217 @@ def answer(image: Path, form: str, work: Path, *, like: str = "") -> bytes:
 
 
 @pytest.fixture(scope="module")
-def said(hello_rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What the service of each form of the disk says."""
-    tmp_path = tmp_path_factory.mktemp("forms")
-    image = definition.load_image(ROOT / "images/hello.yaml")
-    exporter = export.Exporter(
-        image=image,
-        disk=hello_rootfs / "hello.qcow2",
-        format="qcow2",
-        identity="test",
-        epoch=0,
-        project=None,
-        work=tmp_path / "work",
-    )
-    made, _ = exporter.every([*MACHINES], tmp_path)
+def forms(hello_rootfs: Path, tmp_path_factory: pytest.TempPathFactory, seen: Seen) -> dict[str, Path]:
+    """images/hello.yaml in every form that a build makes, and its payload disc: each one's file, by form."""
+    folder = tmp_path_factory.mktemp("forms")
+    shutil.copytree(ROOT / "images", folder / "images")
+    path = folder / "images/hello.yaml"
+    text = path.read_text().replace("formats: [qcow2]", f"formats: [{', '.join(formats.BUILT)}]")
+    path.write_text(text + "package: {maintainer: Me <me@example.com>}\n")
+    done = cli("build", "--lock", "--no-check", path, "--out", folder / "out")
+    assert done.returncode == 0, done.stderr
+    result = Path(done.stdout.strip())
+    written = manifest.read(result)
+    for record in written.artifacts:
+        seen.made(record)
+    steps = written.steps.items()
+    seen.together = sum(seconds for title, seconds in steps if title.startswith(("Export", "Pack")))
+    disc = cli("disc", path, "payload", "--out", folder / "out")
+    assert disc.returncode == 0, disc.stderr
+    payload = Path(disc.stdout.strip())
+    seen.disc("payload-iso", payload)
+    again = cli("build", "--lock", "--no-check", path, "--out", folder / "out")
+    assert "nothing to do" in again.stderr
+    return {**{one.format: result / one.file for one in written.artifacts}, "payload-iso": payload}
+
+
+@pytest.fixture(scope="module")
+def booted(forms: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, seen: Seen) -> dict[str, bytes]:
+    """What the service of each form says that QEMU boots."""
+    folder = tmp_path_factory.mktemp("machines")
     answers = process.side_by_side(
-        *(
-            partial(answer, one.path, one.record.format, tmp_path / f"run-{one.record.format}")
-            for one in made
-        ),
+        *(partial(answer, forms[form], form, folder / form) for form in MACHINES),
         workers=max(2, (os.cpu_count() or 1) // 2),
     )
+    for form, said in zip(MACHINES, answers, strict=True):
+        controller, adapter = MACHINES[form][0][0].partition(",")[0], MACHINES[form][1]
+        seen.ran(form, f"QEMU: {controller}, {adapter}", said)
     return dict(zip(MACHINES, answers, strict=True))
 
 
-def test_each_form_starts_and_its_service_says_the_same(said: dict[str, bytes]) -> None:
-    assert b"hello" in said["vmdk"] and len({*said.values()}) == 1, said
+def test_each_form_of_the_disk_starts_and_its_service_says_the_same(booted: dict[str, bytes]) -> None:
+    assert b"hello" in booted["vmdk"] and len({*booted.values()}) == 1, booted
 
 
-def test_forms_without_a_disk_are_built_without_one_and_say_the_same(
-    said: dict[str, bytes], tmp_path: Path
+def test_each_form_is_opened_by_a_program_that_is_not_ours(
+    forms: dict[str, Path], tmp_path: Path, seen: Seen
 ) -> None:
-    shutil.copytree(ROOT / "images", tmp_path / "images")
-    path = tmp_path / "images/hello.yaml"
-    path.write_text(path.read_text().replace("formats: [qcow2]", "formats: [tar, sh, oci]"))
-    done = cli("build", "--lock", path, "--out", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    assert "Write the disk" not in done.stderr and "Boot" not in done.stderr
-    folder = Path(done.stdout.strip())
-    again = cli("build", "--lock", path, "--out", tmp_path / "out")
-    assert "nothing to do" in again.stderr
-    bundle = run_container.unpacked(f"oci-archive:{folder}/hello-1.0.0.oci.tar", tmp_path)
+    """By one that its users have; where it holds a disk, that is the qcow2's, sector by sector."""
+    for form, path in forms.items():
+        work = tmp_path / form
+        work.mkdir()
+        for how in OPENERS[form](path, forms["qcow2"], work):
+            seen.opened(form, how)
+        shutil.rmtree(work)
+    assert {*OPENERS} == {*forms}
+
+
+def same_disk(driver: str) -> Opener:
+    def compare(path: Path, qcow2: Path, _work: Path) -> list[str]:
+        process.run(["qemu-img", "compare", "-f", driver, "-F", "qcow2", path, qcow2])
+        return ["qemu-img compare: the qcow2's disk"]
+
+    return compare
+
+
+def checked(path: Path, qcow2: Path, _work: Path) -> list[str]:
+    process.run(["qemu-img", "check", "-q", path])
+    return ["qemu-img check"]
+
+
+def zstandard(path: Path, qcow2: Path, work: Path) -> list[str]:
+    process.run(["zstd", "-q", "-d", "--sparse", path, "-o", work / "disk.raw"])
+    return ["zstd", *same_disk("raw")(work / "disk.raw", qcow2, work)]
+
+
+def in_a_tar(pattern: str, driver: str, *, libarchive: bool = False) -> Opener:
+    def unpack(path: Path, qcow2: Path, work: Path) -> list[str]:
+        tar = ["bsdtar"] if libarchive else ["tar", "--sparse"]
+        process.run([*tar, "-x", "-f", path, "-C", work])
+        (disk,) = work.glob(pattern)
+        if driver == "any":  # a box's disk has Vagrant's user on it: another one
+            process.run(["qemu-img", "check", "-q", disk])
+            return [tar[0], "qemu-img check"]
+        return [tar[0], *same_disk(driver)(disk, qcow2, work)]
+
+    return unpack
+
+
+def by(*argv: str, shown: str = "") -> Opener:
+    def read(path: Path, _qcow2: Path, _work: Path) -> list[str]:
+        words = [word.replace("FILE", str(path)) for word in argv]
+        done = process.run(words)
+        assert done.stdout + done.stderr
+        return [shown or argv[0]]
+
+    return read
+
+
+Opener = Callable[[Path, Path, Path], list[str]]
+OPENERS: dict[str, Opener] = {
+    "qcow2": checked,
+    "raw": same_disk("raw"),
+    "raw.zst": zstandard,
+    "vmdk": same_disk("vmdk"),
+    "ova": in_a_tar("*.vmdk", "vmdk", libarchive=True),
+    "vhd": same_disk("vpc"),
+    "vhdx": same_disk("vhdx"),
+    "vdi": same_disk("vdi"),
+    "gce": in_a_tar("disk.raw", "raw"),
+    "box-libvirt": in_a_tar("box.img", "any"),
+    "box-virtualbox": in_a_tar("*.vmdk", "any"),
+    "box-qemu": in_a_tar("box.img", "any"),
+    "tar": by("tar", "--zstd", "-tf", "FILE"),
+    "sh": by("sh", "-c", "sh FILE -h || [ $? = 2 ]", shown="its own -h"),
+    "oci": by("skopeo", "inspect", "oci-archive:FILE", shown="skopeo inspect"),
+    "docker-archive": by("skopeo", "inspect", "docker-archive:FILE", shown="skopeo inspect"),
+    "deb": by("dpkg-deb", "--contents", "FILE"),
+    "rpm": by("rpm", "-qpl", "--nosignature", "FILE", shown="rpm -qp"),
+    "payload-iso": by("xorriso", "-indev", "FILE", "-find", shown="xorriso"),
+}
+
+
+@pytest.mark.parametrize("form", ["oci", "docker-archive"])
+def test_a_container_says_the_same(
+    form: str, forms: dict[str, Path], booted: dict[str, bytes], tmp_path: Path, seen: Seen
+) -> None:
+    transport = "oci-archive" if form == "oci" else form
+    bundle = run_container.unpacked(f"{transport}:{forms[form]}", tmp_path)
     with run_container.running(bundle, tmp_path) as container:
-        assert run_container.answer("http://127.0.0.1:8000/", container) == said["vmdk"]
-    process.run(["sh", folder / "hello-1.0.0-Linux-x86_64.sh", "-b", "-p", tmp_path / "installed"])
-    moved = process.run(
-        [tmp_path / "installed/bin/python", "-c", "import numpy; print(numpy.__file__)"]
-    ).stdout
-    assert moved.startswith(f"{tmp_path}/installed/lib/")
+        said = run_container.answer("http://127.0.0.1:8000/", container)
+    seen.ran(form, "umoci, runc", said)
+    assert said == booted["vmdk"]
+
+
+#: How each form without a disk is installed in a Debian, whose root is the folder ``root`` …
+INSTALLED = {
+    "deb": ("dpkg --install", "chroot root dpkg --force-depends --install /run/payload/{file}"),
+    "rpm": (
+        "rpm --root --nodeps",
+        'rpm --root "$PWD/root" --dbpath /var/lib/rpm --nodeps --install root/run/payload/{file}',
+    ),
+    "tar": (
+        "tar, conda-unpack",
+        "mkdir root/srv/env; tar -x --zstd -f root/run/payload/{file} -C root/srv/env; "
+        "chroot root /srv/env/bin/conda-unpack",
+    ),
+    "sh": ("sh -b -p", "chroot root sh /run/payload/{file} -b -p /srv/env"),
+    "payload-iso": ("install.sh", "chroot root sh /run/payload/disc/install.sh --yes"),
+}
+#: … and its service run, in a network of its own.
+RUN = """
+ip link set lo up
+chroot {who} root sh -euc 'cd {folder}; exec env PYTHONPATH=. {command}' >&2 &
+chroot root {python} -c 'import time, urllib.request as u
+for _ in range(600):
+    try:
+        print(u.urlopen("http://127.0.0.1:8000/").read().decode(), end="")
+        break
+    except OSError:
+        time.sleep(0.2)
+'
+kill $!
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="chroot(2) and mounts need root's rights")
+@pytest.mark.parametrize("form", INSTALLED)
+def test_what_is_installed_in_a_debian_says_the_same(
+    form: str,
+    forms: dict[str, Path],
+    booted: dict[str, bytes],
+    hello_rootfs: Path,
+    tmp_path: Path,
+    seen: Seen,
+) -> None:
+    """What brings its units runs as they say; of a bare environment its user knows the command."""
+    given = tmp_path / "given"
+    shutil.copytree(ROOT / "images/hello/app", given / "app")
+    if form == "payload-iso":
+        process.run(["xorriso", "-osirrox", "on", "-indev", forms[form], "-extract", "/", given / "disc"])
+    else:
+        shutil.copy(forms[form], given)
+    system = System(debian_of(hello_rootfs), given, tmp_path)
+    how, install = INSTALLED[form]
+    system.run(install.format(file=forms[form].name))
+    unit = system.run(
+        "chroot root sh -c 'cat /etc/systemd/system/hello.service /usr/lib/systemd/system/hello.service "
+        "2>/dev/null || true'"
+    )
+    if unit:
+        command, folder, python = _says(unit, "ExecStart"), _says(unit, "WorkingDirectory"), "/opt/conda"
+        who = f"--userspec={_says(unit, 'User')}"
+    else:
+        python, folder, who = "/srv/env", "/run/payload/app", "--userspec=nobody"
+        command = "/srv/env/bin/gunicorn --bind 0.0.0.0:8000 hello:app"
+    script = RUN.format(who=who, folder=folder, command=command, python=f"{python}/bin/python")
+    said = system.run(f"exec unshare --net sh -euc {shlex.quote(script)}").encode()
+    seen.ran(form, f"{how} in Debian 13", said)
+    assert said == booted["vmdk"]
+
+
+def _says(unit: str, key: str) -> str:
+    """What a unit has for a key; a command's words stand in double quotes there."""
+    (value,) = re.findall(rf"^{key}=(.+)$", unit, re.MULTILINE)
+    return value.replace('"', "")
+
+
+def debian_of(result: Path) -> Path:
+    """The root of the Debian that a result was made from, as the cache has it."""
+    image = definition.load_image(ROOT / "images/hello.yaml")
+    section = lock.read(result / "hello.lock").debian
+    assert section is not None
+    cache = sources.Cache(resources.cache_root())
+    files = {one.sha256: cache.verified(one.sha256, one.name) for one in section.packages}
+    store = layers.Store(cache.root / build.LAYERS)
+    return bootstrap.system(section, image.base, files, store=store, progress=lambda _: None).path

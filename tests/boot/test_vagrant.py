@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from tests.boot import test_forms
 from tests.boot.conftest import ROOT, cli
+from tests.boot.forms_seen import Seen
 from tests.boot.virtual_host import Host, running
 
 from conda_appliance import accelerator, process, resources
@@ -81,10 +82,14 @@ def test_the_machine_itself_has_no_vagrant_user(project: Path, tmp_path: Path) -
     assert "vagrant" not in process.run(["debugfs", "-R", "ls /home", place]).stdout
 
 
-def test_boxes_are_added_and_updated_from_a_folder_and_over_http(host: Host, project: Path) -> None:
+def test_boxes_are_added_and_updated_from_a_folder_and_over_http(
+    host: Host, project: Path, seen: Seen
+) -> None:
     for provider in ("virtualbox", "qemu"):
         host.vagrant("box", "add", project / "out/hello/hello.json", "--provider", provider)
+        seen.opened(f"box-{provider}", "vagrant box add")
     host.vagrant("box", "add", f"{URL}/hello.json", "--provider", "libvirt")
+    seen.opened("box-libvirt", "vagrant box add, over HTTP")
     added = host.home / "vagrant.d/boxes/hello/1.0.0"
     for first, second, driver in (("libvirt", "qemu", "qcow2"), ("libvirt", "virtualbox", "vmdk")):
         other = next((added / second).glob("box*.vmdk" if driver == "vmdk" else "box.img"))
@@ -104,7 +109,9 @@ def test_without_a_box_the_top_level_vagrantfile_says_what_to_do(host: Host, tmp
     assert "No box is built yet" in host.vagrant("up", "appliance", cwd=tmp_path, check=False)
 
 
-def test_vagrant_starts_the_last_box_and_lets_go_of_it(host: Host, project: Path, tmp_path: Path) -> None:
+def test_vagrant_starts_the_last_box_and_lets_go_of_it(
+    host: Host, project: Path, tmp_path: Path, seen: Seen
+) -> None:
     """The machine ``appliance`` of the top-level Vagrantfile, through all of its life; beside it VirtualBox's disk."""
     ours = {
         "CONDA_APPLIANCE_BOX": str(project / "out/hello/hello.json"),
@@ -126,6 +133,8 @@ def test_vagrant_starts_the_last_box_and_lets_go_of_it(host: Host, project: Path
     insecure = resources.find(rootfs_box.KEY).read_text()
     assert key.startswith("ssh-") and key.split()[1] not in insecure
     assert answer.decode().strip() == said[0]
+    seen.ran("box-libvirt", "vagrant up, ssh, check, halt, destroy by libvirt", answer)
+    seen.ran("box-virtualbox", "its vmdk in QEMU: ahci, virtio-net-pci", answer)
 
     checked = [sys.executable, "-m", "conda_appliance", "check", project / "images/hello.yaml"]
     report = [*checked, "--vagrant", "appliance", "--report", tmp_path / "report"]

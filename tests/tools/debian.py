@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from conda_appliance import bootstrap, build, definition, resolve, resources, sources
+from conda_appliance import (
+    bootstrap,
+    build,
+    definition,
+    namespace,
+    process,
+    resolve,
+    resources,
+    sources,
+    trees,
+)
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.layers import Layer, Store
 from conda_appliance.lock import CondaSection, DebianSection, ImageSection, Lock
@@ -64,3 +75,30 @@ def debian(folder: Path) -> Debian:
     store = Store(cache.root / build.LAYERS)
     system = bootstrap.system(section, image.base, files, store=store, progress=lambda _: None)
     return Debian(image=image, section=section, files=files, store=store, system=system)
+
+
+class System:
+    """A Debian that nobody booted: ``below`` is its root, and what is written lands in ``work/upper``.
+
+    The folder ``payload`` is its /run/payload.
+    """
+
+    def __init__(self, below: Path, payload: Path, work: Path) -> None:
+        self.below, self.payload, self.work = below, payload, work
+
+    def run(self, script: str) -> str:
+        """Run a shell script beside its root, which is the folder ``root``; returns what it says."""
+        mounted, variables = namespace.script(
+            self.work, [self.below], upper="upper", payload=self.payload, system=True
+        )
+        command = namespace.isolated(mounted, ["sh", "-euc", script])
+        return process.run(command, env={**variables, "DEBIAN_FRONTEND": "noninteractive"}).stdout
+
+    def written(self) -> set[str]:
+        """What is there and was not, but package managers' own notes and users."""
+        own = (
+            r"\.|dev.*|run|tmp|proc|etc|etc/(passwd|group|g?shadow|subuid|subgid)-?|etc/\.pwd\.lock"
+            r"|var|var/lib|var/(lib/(dpkg|rpm)|log|cache)(/.*)?"
+        )
+        listed = [path for path, _ in trees.walk(self.work / "upper") if not re.fullmatch(own, path)]
+        return {path for path in listed if not (self.below / path).exists()}

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import packages
 import pytest
-from debian import Debian
+from debian import Debian, System
 from packages import PLACEHOLDER, File, Package
 
-from conda_appliance import conda, namespace, ospackages, payload, prefix_check, process, trees
+from conda_appliance import conda, ospackages, payload, prefix_check, process
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import UsageError
 from conda_appliance.installation import Shipment
@@ -102,34 +102,9 @@ def maker(tmp_path_factory: pytest.TempPathFactory) -> Maker:
     return made
 
 
-class System:
-    """A Debian that nobody booted; what is written lands in ``work/upper``. The packages are in /run/payload."""
-
-    def __init__(self, debian: Debian, packages: Path, work: Path) -> None:
-        self.debian, self.packages, self.work = debian, packages, work
-
-    def run(self, script: str) -> str:
-        """Run a shell script beside its root, which is the folder ``root``; returns what it says."""
-        mounted, variables = namespace.script(
-            self.work, [self.debian.system.path], upper="upper", payload=self.packages, system=True
-        )
-        command = namespace.isolated(mounted, ["sh", "-euc", script])
-        return process.run(command, env={**variables, "DEBIAN_FRONTEND": "noninteractive"}).stdout
-
-    def written(self) -> set[str]:
-        """What is there and was not, but package managers' own notes and users."""
-        own = (
-            r"\.|dev.*|run|tmp|proc|etc|etc/(passwd|group|g?shadow|subuid|subgid)-?|etc/\.pwd\.lock"
-            r"|var|var/lib|var/(lib/(dpkg|rpm)|log|cache)(/.*)?"
-        )
-        below = self.debian.system.path
-        listed = [path for path, _ in trees.walk(self.work / "upper") if not re.fullmatch(own, path)]
-        return {path for path in listed if not (below / path).exists()}
-
-
 @pytest.fixture
 def system(debian: Debian, maker: Maker, tmp_path: Path) -> System:
-    return System(debian, maker.folder / "made", tmp_path)
+    return System(debian.system.path, maker.folder / "made", tmp_path)
 
 
 DPKG = "chroot root dpkg --force-depends"

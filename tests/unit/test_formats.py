@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,8 @@ def test_a_version_must_be_one_that_packages_can_have(tmp_path: Path) -> None:
     (tmp_path / "box.yaml").write_text(BASE.replace('"1.2"', "v1_2") + package)
     with pytest.raises(DefinitionError, match="'v1_2' cannot be that of a deb or rpm: it must begin with"):
         definition.load_image(tmp_path / "box.yaml")
+
+
+def test_the_table_of_a_test_run_has_every_form() -> None:
+    page = (ROOT / "docs/reference/forms-tested.md").read_text()
+    assert re.findall(r"^\| \[(.+?)\]", page, re.MULTILINE) == [*formats.BY_NAME], "make forms-table"
