@@ -37,9 +37,13 @@ packed       3 trees of files → one read-only file system in a file
 machines     3 a batch of machines, YAML or CSV → what each one's seed disc holds
 conda        3 solve, link a prefix for its final path, verify it
 wheel        3 a wheel of PyPI → a conda package
+environments 3 an environment as its user describes it → what is asked of channels and PyPI
+git          3 a git repository at a commit → its files as one tar
 render       3 → BuildTree; the only Jinja; StrictUndefined
 manifest     3 manifest.json, SHA256SUMS
 relocation   3 where linked environments name their prefix
+pypi         4 what is asked of PyPI → wheels, for the machine and its conda packages
+wheels       4 locked wheels → files of a linked environment
 channel      4 a folder of recipes → a channel of real conda packages
 bootstrap    4 locked .debs → a Debian root file system
 disc         4 → an ISO 9660 disc; the only pycdlib; clock passed in
@@ -48,13 +52,15 @@ ova          4 a vmdk → an appliance in one file: OVF descriptor, manifest, di
 installation 4 what linked environments carry to a machine where a shell moves and installs them
 compare      4 what the root file system of a disk image holds
 bootable     5 kernel, initramfs and GRUB for the discs that start a machine
+lockfiles    5 locks of other tools, in and out: pixi.lock, conda-lock.yml, @EXPLICIT
+programs     5 what services run beside packages: PEX, zipapp, wheel, git, frozen → files of the machine
 payload      5 conda packages → the linked environments, as a tree and on the payload disc
 seed         5 keys and a host name → the NoCloud disc that cloud-init reads
 basedisk     5 a Debian root file system or a cloud image → the disk that Packer starts from
 machine      5 Machine: QEMU, serial log, SSH; the only paramiko
 export       5 disk image → artifacts, side by side
 boxes        5 a disk that has Vagrant's user → a Vagrant box
-resolve      5 definition → Lock; lock → verified files in the cache
+resolve      6 definition → Lock; lock → verified files in the cache
 payload_disc 6 environments and install.sh → the payload disc for a machine that runs Linux
 containers   6 environments and a service → a container image, in layers
 ospackages   6 environments, files and services → a Debian package and an RPM
@@ -64,7 +70,7 @@ builders/    6 a Protocol; packer.py boots the base, rootfs.py does not; both ru
 catalog      6 the boxes of several versions → the catalog that Vagrant adds and updates from
 check        6 testinfra on a Machine → CheckReport
 results      6 out/NAME/: finished builds, the latest, what a failure left
-identity     6 a build's id: the hash of everything that decides the image
+identity     7 a build's id: the hash of everything that decides the image
 shipping     7 what a build ships: the disk's forms, boxes, what is made from the environments alone
 build        8 the recipe: definition and lock → out/NAME/ID/
 batch        9 several definitions at once

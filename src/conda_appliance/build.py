@@ -31,6 +31,7 @@ from conda_appliance import (
     manifest,
     namespace,
     process,
+    programs,
     resolve,
     resources,
     results,
@@ -72,6 +73,15 @@ def ensure_lock(path: Path, *, upgrade: bool = False) -> tuple[lock.Lock, bool]:
         lock.write(made, target)
         step.note(_count(made))
     return made, True
+
+
+def export_lock(path: Path, form: str, environment: str) -> str:
+    """An environment of the definition's lock as another tool's lock: its text."""
+    image, locked = _read(path)
+    with _cache() as cache, log.step(f"Export {lock.path_for(path)} as {form}") as step:
+        return resolve.export(
+            locked, image, path, cache, form=form, environment=environment, progress=step.update
+        )
 
 
 def fetch(path: Path, *, offline: bool = False, locked: lock.Lock | None = None) -> resolve.Inputs:
@@ -369,7 +379,7 @@ def job_for(
 ) -> builders.Job:
     """What a builder is given, for the definition at ``path`` and what `fetch` brought."""
     return builders.Job(
-        image=image,
+        image=programs.place(image, locked, inputs.files, store),
         lock=locked,
         folder=path.resolve().parent,
         project=resolve.project(path),

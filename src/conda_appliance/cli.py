@@ -24,6 +24,7 @@ from conda_appliance import (
     definition,
     formats,
     lock,
+    lockfiles,
     log,
     manifest,
     namespace,
@@ -134,6 +135,13 @@ def parser() -> argparse.ArgumentParser:
     )
     cli_options.files(one)
     one.add_argument("--upgrade", action="store_true", help="resolve again although the lock is fresh")
+    one.add_argument(
+        "--export",
+        choices=lockfiles.FORMATS,
+        help="print an environment of the lock as another tool's: pixi.lock, conda-lock.yml, or an @EXPLICIT file",
+    )
+    one.add_argument("--environment", default="base", metavar="NAME", help="of --export (default: base)")
+    one.add_argument("--to", type=Path, metavar="FILE", help="of --export: write it there")
     cli_options.json(one)
 
     one = verb(
@@ -359,6 +367,14 @@ def _formats(args: argparse.Namespace) -> int:
 
 
 def _lock(args: argparse.Namespace) -> int:
+    if args.export:
+        text = build.export_lock(args.file, args.export, args.environment)
+        if args.to:
+            resources.write(args.to, text)
+            print(args.to)
+        else:
+            print(text, end="")
+        return 0
     made, changed = build.ensure_lock(args.file, upgrade=args.upgrade)
     path = lock.path_for(args.file)
     if args.json:

@@ -22,11 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import conda_appliance
 from conda_appliance import conda_child, errors, log, prefix_check, process, resources, trees
-from conda_appliance.definition import Environment
 from conda_appliance.errors import BuildError, HashMismatch, UsageError
 from conda_appliance.layers import Store
 from conda_appliance.lock import CondaPackage
@@ -65,41 +62,6 @@ def channel_url(name: str) -> str:
             hint="use a mirror that needs none",
         )
     return name.rstrip("/")
-
-
-def read_specs(environment: Environment, folder: Path) -> tuple[str, ...]:
-    """The match specs of an environment: its ``dependencies``, or those of the environment.yml in ``folder``.
-
-    Raises UsageError naming what the file holds that cannot be honoured: a ``pip:`` section, variables.
-    """
-    if environment.file is None:
-        return environment.dependencies
-    path = folder / environment.file
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path} cannot be read as an environment.yml: {error}") from None
-    if not isinstance(value, dict) or not isinstance(value.get("dependencies"), list):
-        raise UsageError(
-            f"{path} is not an environment.yml: it has no list 'dependencies'",
-            hint="https://docs.conda.io/projects/conda/en/stable/user-guide/tasks/manage-environments.html",
-        )
-    for item in value["dependencies"]:
-        if isinstance(item, dict) and "pip" in item:
-            raise UsageError(
-                f"{path} has a 'pip' section, and packages from PyPI cannot be locked yet",
-                hint="name the conda packages of those projects instead",
-            )
-        if not isinstance(item, str):
-            raise UsageError(f"{path}: the dependency {item!r} is not text", hint="put it in quotes")
-    if value.get("variables"):
-        raise UsageError(
-            f"{path} sets 'variables', which only `conda activate` would read",
-            hint="set them as `variables` of the services that need them",
-        )
-    if value.get("channels"):
-        log.info(f"{path}: its 'channels' are not used; the definition's are")
-    return tuple(value["dependencies"])
 
 
 def virtual_packages(glibc: str) -> tuple[tuple[str, str, str], ...]:
@@ -141,6 +103,35 @@ def solve(
         CondaPackage(**package, channel=_channel_of(package["url"], channels)) for package in found
     )
     return packages, tuple("=".join(one) for one in virtual)
+
+
+def read_lock(path: Path, environment: str, platform: str) -> dict[str, list[dict[str, str]]]:
+    """What a pixi.lock or conda-lock.yml names for an environment and platform: ``conda`` and ``pypi``, each a list of
+    ``url``, ``sha256`` and ``md5``.
+
+    Raises UsageError for what is no such lock, or has no such environment or platform.
+    """
+    found: dict[str, list[dict[str, str]]] = _in_child(
+        "read_lock", {"path": str(path), "environment": environment, "platform": platform}
+    )
+    return found
+
+
+def require_virtual(needs: Mapping[str, Sequence[str]], *, glibc: str, platform: str) -> tuple[str, ...]:
+    """Raise UsageError naming a package that needs more of the machine than it has; returns its virtual packages.
+
+    ``needs`` are the ``depends`` of each package; what of them begins with ``__`` is about the machine (CEP 30).
+    """
+    virtual = virtual_packages(glibc)
+    asked = [[name, text] for name, texts in sorted(needs.items()) for text in texts if text.startswith("__")]
+    unmet = _in_child("unmet", {"needs": asked, "virtual": virtual, "platform": platform})
+    if unmet:
+        has = ", ".join(f"{name} {version}" for name, version, _ in virtual)
+        raise UsageError(
+            f"{'; '.join(f'{name} needs {text}' for name, text in unmet[:5])}, and the machine has {has}",
+            hint="take a newer base, or lock for this one (conda.glibc says what a cloud image has)",
+        )
+    return tuple("=".join(one) for one in virtual)
 
 
 def link(
@@ -358,7 +349,7 @@ def _normalise(made: _Linked, kept: Set[str]) -> None:
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         _replace(meta / _record_name(package), text)
     _replace(meta / "history", _history(made.packages, made.specs, made.epoch))
-    _settle(into, made.epoch)
+    settle(into, made.epoch)
 
 
 def _record_name(package: CondaPackage) -> str:
@@ -440,7 +431,7 @@ def _compile(made: _Linked, packages: Sequence[CondaPackage], records: Mapping[s
     kept = {
         package: store.find("bytecode", parts[package]) if store is not None else None for package in sources
     }
-    _run_compileall(
+    run_compileall(
         [path for package, files in sources.items() if kept[package] is None for path in files], into, prefix
     )
     for package, files in sources.items():
@@ -461,7 +452,7 @@ def _compile(made: _Linked, packages: Sequence[CondaPackage], records: Mapping[s
 _BYTE_CODE = "compileall unchecked-hash 1"
 
 
-def _run_compileall(files: Sequence[str], into: Path, prefix: str) -> None:
+def run_compileall(files: Sequence[str], into: Path, prefix: str) -> None:
     """Compile ``files`` (paths from ``into``) side by side: compileall itself takes listed files one by one."""
     if not files:
         return
@@ -544,7 +535,7 @@ def _replace(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _settle(folder: Path, epoch: int) -> None:
+def settle(folder: Path, epoch: int) -> None:
     """Give everything below ``folder``, and itself, its plain mode and one time."""
     for path, about in reversed(list(trees.walk(folder))):  # a folder after what it holds
         mode = 0o755 if stat.S_ISDIR(about.st_mode) or about.st_mode & 0o100 else 0o644

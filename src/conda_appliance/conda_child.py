@@ -109,7 +109,74 @@ async def _link(given: dict[str, Any]) -> None:
         raise BuildError(f"the packages cannot be linked: {error}") from None
 
 
-_TASKS = {"solve": _solve, "link": _link}
+async def _read_lock(given: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
+    import rattler
+
+    path = given["path"]
+    try:
+        lock = rattler.LockFile.from_path(Path(path))
+    except BaseException as error:  # what is no lock may panic in rattler's Rust
+        raise UsageError(
+            f"{path} cannot be read as a pixi.lock, conda-lock.yml or @EXPLICIT file: {str(error).strip()}"
+        ) from None
+    environments = dict(lock.environments())
+    environment = environments.get(given["environment"])
+    if environment is None:
+        raise UsageError(
+            f"{path} has no environment {given['environment']!r}; it has {', '.join(sorted(environments))}",
+            hint="name it by `select`",
+        )
+    platform = next((one for one in environment.platforms() if str(one) == given["platform"]), None)
+    if platform is None:
+        has = ", ".join(str(one) for one in environment.platforms()) or "none"
+        raise UsageError(
+            f"{path} is not for {given['platform']}; its platforms: {has}", hint="lock it for the machine's"
+        )
+    found: dict[str, list[dict[str, str]]] = {"conda": [], "pypi": []}
+    for package in environment.packages(platform) or []:
+        try:
+            hashes = package.hashes
+            known = {"sha256": hashes.sha256, "md5": hashes.md5} if hashes else {}
+        except AttributeError:  # rattler 0.28 so says that there are none
+            known = {}
+        where = str(package.location)
+        kind = "pypi" if type(package).__name__.startswith("Pypi") else "conda"
+        if kind == "conda" and "://" not in where:
+            where = Path(where).resolve().as_uri()
+        found[kind].append(
+            {
+                "url": where,
+                **{name: ((value := known.get(name)) and value.hex()) or "" for name in ("sha256", "md5")},
+            }
+        )
+    return found
+
+
+async def _unmet(given: dict[str, Any]) -> list[list[str]]:
+    import rattler
+    from rattler.package.build_string import BuildString
+
+    has = {
+        name: rattler.PackageRecord(
+            name=name,
+            version=version,
+            build=BuildString(build),
+            build_number=0,
+            subdir=given["platform"],
+            arch=None,
+            platform=None,
+        )
+        for name, version, build in given["virtual"]
+    }
+    unmet = []
+    for package, text in given["needs"]:
+        record = has.get(text.split()[0])
+        if record is None or not rattler.MatchSpec(text).matches(record):
+            unmet.append([package, text])
+    return unmet
+
+
+_TASKS = {"solve": _solve, "link": _link, "read_lock": _read_lock, "unmet": _unmet}
 
 
 if __name__ == "__main__":

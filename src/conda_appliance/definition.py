@@ -90,11 +90,32 @@ class Environment(Model):
         str | None, Field(description="An environment.yml, as a path from the definition's folder.")
     ] = None
     dependencies: Annotated[tuple[str, ...], Field(description="Match specs, such as 'python 3.13.*'.")] = ()
+    pip: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...],
+        Field(
+            description="What the channels have not, from PyPI: requirements such as 'bottle >=0.13', or wheels as "
+            "paths from this file. Only wheels, each locked by its SHA-256, installed after the conda packages."
+        ),
+    ] = ()
+
+    lock: Annotated[
+        str | None,
+        Field(
+            description="Another tool's lock, taken as it is, as a path from the definition's folder: a pixi.lock, a "
+            "conda-lock.yml, or an @EXPLICIT file."
+        ),
+    ] = None
+    select: Annotated[str, Field(description="Which environment of a pixi.lock.")] = "default"
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        if (self.file is None) == (not self.dependencies):
-            raise ValueError("give either 'file' or 'dependencies'")
+        given = [bool(one) for one in (self.file, self.dependencies, self.lock)]
+        if sum(given) != 1:
+            raise ValueError("give one of 'file', 'dependencies' and 'lock'")
+        if self.select != "default" and self.lock is None:
+            raise ValueError("'select' chooses an environment of a 'lock'")
+        if self.lock and self.pip:
+            raise ValueError("'pip' would change what the 'lock' settled: lock it there")
         return self
 
 
@@ -117,6 +138,13 @@ class Conda(Model):
             "or 'starter', the channel that conda-appliance builds from PyPI and Debian.",
         ),
     ]
+    pip_index: Annotated[
+        str | None,
+        Field(
+            pattern=r"^https?://[^\s@]+$",
+            description="The package index that `pip` is locked from (PEP 503); else uv's settings, PyPI without any.",
+        ),
+    ] = None
     environments: Annotated[
         dict[Name, Environment],
         Field(min_length=1, description="By name; 'base' is PREFIX itself."),
@@ -127,14 +155,107 @@ class Conda(Model):
     ] = None
 
 
+class ProgramFile(Model):
+    """A program in one file."""
+
+    url: Annotated[
+        str,
+        Field(
+            pattern=r"^(https?://[^\s@]+|[^\s:]+)$",
+            description="Where it is: https://…, or a path from this file.",
+        ),
+    ]
+    sha256: Annotated[
+        Sha256 | None,
+        Field(description="Its SHA-256; a download without one is refused, a path is locked as it is."),
+    ] = None
+
+    @model_validator(mode="after")
+    def _verified(self) -> Self:
+        if "://" in self.url and self.sha256 is None:
+            raise ValueError(f"{self.url} needs its sha256: nothing unverified is downloaded")
+        return self
+
+
+class GitTree(Model):
+    """The files of a git repository at a commit."""
+
+    url: Annotated[
+        str,
+        Field(
+            pattern=r"^((https?|ssh|git|file)://\S+|[\w.-]+@[\w.-]+:\S+|[./~][^\s:]*)$",
+            description="Where git finds it: https://…, ssh://…, user@host:path, or a path from this file.",
+        ),
+    ]
+    commit: Annotated[
+        str,
+        AfterValidator(
+            pattern(
+                r"[0-9a-f]{40}([0-9a-f]{24})?",
+                "a full commit, which never moves; `git ls-remote URL NAME` tells the one of a branch or tag",
+            )
+        ),
+        Field(description="The full hash: a branch or tag may move."),
+    ]
+
+    @model_validator(mode="after")
+    def _no_secret(self) -> Self:
+        if re.search(r"://[^/@]*:[^/@]*@", self.url):
+            raise ValueError(
+                "the URL holds a password, which would land in the lock: use git's credential helpers"
+            )
+        return self
+
+
+class Program(Model):
+    """What a service runs that is no package of its environment; one of these. It lies in /opt/appliance/NAME/."""
+
+    pex: Annotated[ProgramFile | None, Field(description="A PEX file, run by the environment's Python.")] = (
+        None
+    )
+    zipapp: Annotated[
+        ProgramFile | None,
+        Field(description="A zip application (zipapp, shiv), run by the environment's Python."),
+    ] = None
+    wheel: Annotated[
+        ProgramFile | None,
+        Field(
+            description="A wheel, installed into the environment with what it requires; its console script runs."
+        ),
+    ] = None
+    git: Annotated[GitTree | None, Field(description="A git repository at a commit.")] = None
+    frozen: Annotated[
+        ProgramFile | None,
+        Field(description="A program with its own Python (PyInstaller …): a file, or a tar of a folder."),
+    ] = None
+
+    @property
+    def kind(self) -> str:
+        """Which one it is."""
+        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        kinds = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(kinds) != 1:
+            raise ValueError(f"give one of {', '.join(type(self).model_fields)}")
+        return self
+
+
 class Service(Model):
     """A systemd service of the machine, run by an unprivileged user of its own, sandboxed."""
 
     name: Name
+    program: Annotated[
+        Program | None, Field(description="What it runs, where that is no package of its environment.")
+    ] = None
     command: Annotated[
         str,
-        Field(min_length=1, description="Its first word is looked up in the environment's bin/."),
-    ]
+        Field(
+            description="Its first word is looked up in the environment's bin/. With a `program`, {program} stands for "
+            "it: what runs it, or the folder of one that is several files; alone it is the default."
+        ),
+    ] = ""
     environment: Annotated[Name, Field(description="The conda environment it runs in.")] = "base"
     port: Annotated[Port | None, Field(description="The TCP port it listens on; checked.")] = None
     path: Annotated[
@@ -146,6 +267,16 @@ class Service(Model):
         dict[str, str],
         Field(description="Environment variables; no secrets, they land in the image."),
     ] = {}  # noqa: RUF012 (pydantic copies it; ruff sees no BaseModel here)
+
+    @model_validator(mode="after")
+    def _commanded(self) -> Self:
+        if self.program is None and not self.command.strip():
+            raise ValueError(f"the service {self.name!r} needs a command, or a program")
+        if self.program is None and "{program}" in self.command:
+            raise ValueError("{program} stands for the service's `program`, and it has none")
+        if self.program is not None and self.program.kind == "git" and not self.command:
+            raise ValueError("a git repository needs a command, such as 'python {program}/server.py'")
+        return self
 
     @model_validator(mode="after")
     def _one_line(self) -> Self:
@@ -506,17 +637,31 @@ def lock_digest(path: Path, definition: ImageDefinition) -> str:
     """
     folder = path.resolve().parent
     files = {
-        name: (folder / environment.file).read_text(encoding="utf-8")
+        name: (folder / named).read_text(encoding="utf-8")
         for name, environment in definition.conda.environments.items()
-        if environment.file is not None
+        if (named := environment.file or environment.lock) is not None
     }
     # What is younger than the locks that are about is left out while it is as it always was.
     young = {"kernel"} if definition.base.kernel == "cloud" else set()
+    conda = definition.conda.model_dump(mode="json")
+    if conda["pip_index"] is None:
+        del conda["pip_index"]
+    for environment in conda["environments"].values():
+        for key, usual in (("pip", []), ("lock", None), ("select", "default")):
+            if environment[key] == usual:
+                del environment[key]
     asked = {
         "base": definition.base.model_dump(mode="json", exclude={"boot", *young}),
-        "conda": definition.conda.model_dump(mode="json"),
+        "conda": conda,
         "files": files,
     }
+    programs = {
+        service.name: {"environment": service.environment, **service.program.model_dump(mode="json")}
+        for service in definition.services
+        if service.program is not None
+    }
+    if programs:
+        asked["programs"] = programs
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
@@ -526,9 +671,10 @@ def _missing_files(path: Path, definition: ImageDefinition) -> list[Problem]:
     folder = path.resolve().parent
     named: list[tuple[yamlfile.Location, str]] = [
         *(
-            (("conda", "environments", name, "file"), environment.file)
+            (("conda", "environments", name, key), named)
             for name, environment in definition.conda.environments.items()
-            if environment.file is not None
+            for key, named in (("file", environment.file), ("lock", environment.lock))
+            if named is not None
         ),
         *((("files", index, "from"), item.source) for index, item in enumerate(definition.files)),
         *((("checks", index), item) for index, item in enumerate(definition.checks)),
@@ -543,17 +689,50 @@ def _missing_files(path: Path, definition: ImageDefinition) -> list[Problem]:
             if channel.startswith((".", "/", "~"))
         ),
     ]
+    for name, environment in definition.conda.environments.items():
+        named += [
+            (("conda", "environments", name, "pip", index), item)
+            for index, item in enumerate(environment.pip)
+            if is_wheel(item)
+        ]
+    for index, service in enumerate(definition.services):
+        if service.program is not None:
+            kind = service.program.kind
+            url = getattr(service.program, kind).url
+            if "://" not in url and not re.match(r"[\w.-]+@[\w.-]+:", url):
+                named.append((("services", index, "program", kind, "url"), url))
     if definition.container.base != "system":
         named.append((("container", "base"), definition.container.base))
     if definition.base.image is not None and "://" not in definition.base.image.url:
         named.append((("base", "image", "url"), definition.base.image.url))
-    return [
+    missing = [
         yamlfile.problem(str(path), marks, at, f"{name} is not there (looked in {folder})")
         for at, name in named
         if not (folder / Path(name).expanduser()).exists()
     ]
+    idle = [
+        yamlfile.problem(
+            str(path), marks, ("checks", index), f"pytest would run nothing of {name}: {_NO_TESTS}"
+        )
+        for index, name in enumerate(definition.checks)
+        if (there := folder / Path(name).expanduser()).exists() and not _has_tests(there)
+    ]
+    return missing + idle
+
+
+_NO_TESTS = "a check stands in a file named test_*.py"
+
+
+def _has_tests(path: Path) -> bool:
+    names = [path.name] if path.is_file() else [one.name for one in path.rglob("*.py")]
+    return any(re.fullmatch(r"test_.*\.py|.*_test\.py", name) for name in names)
 
 
 def is_public_key(text: str) -> bool:
     """Whether ``text`` is an OpenSSH public key line rather than the path of one."""
     return bool(re.match(r"(ssh-|ecdsa-|sk-)[a-z0-9@.-]+ [A-Za-z0-9+/=]+", text))
+
+
+def is_wheel(item: str) -> bool:
+    """Whether an item of ``pip`` is a wheel's path rather than a requirement."""
+    return item.endswith(".whl") and "://" not in item

@@ -25,6 +25,7 @@ from conda_appliance import (
     namespace,
     payload_disc,
     process,
+    programs,
     resolve,
     resources,
     results,
@@ -64,14 +65,15 @@ def _of_environments(
     folder = _folder(parsed.name, out, to)
     target = folder / f"{parsed.name}-{parsed.version}-{kind}.iso"
     with resources.work_folder(folder, f".{kind}") as work, log.step(f"Write {target.name}") as step:
+        store = build.layer_store()
         made = make(
-            parsed,
+            programs.place(parsed, locked, inputs.files, store),
             locked,
             inputs.files,
             target,
             folder=path.resolve().parent,
             project=resolve.project(path),
-            store=build.layer_store(),
+            store=store,
             epoch=identity.epoch(),
             work=work,
             progress=step.update,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -77,12 +78,38 @@ class CondaPackage(_Part):
         return self.url.rpartition("/")[2]
 
 
+class Wheel(_Part):
+    """A wheel (PEP 427) that is installed after the conda packages: ``url`` absolute, or a path from the definition."""
+
+    name: str
+    version: str
+    url: str
+    sha256: str
+    size: int
+
+    @property
+    def filename(self) -> str:
+        """Its file name, which says what it fits."""
+        return unquote(self.url.rpartition("/")[2])
+
+
 class EnvironmentSection(_Part):
     """A solved environment, in the order its packages are linked. ``specs`` are what was asked for."""
 
     prefix: str
     specs: tuple[str, ...]
     packages: tuple[CondaPackage, ...]
+    wheels: tuple[Wheel, ...] | None = None
+
+
+class ProgramSection(_Part):
+    """What a service runs that is no package: a file, or the files of a git ``commit`` as one tar (`git.export`)."""
+
+    kind: Literal["pex", "zipapp", "wheel", "git", "frozen"]
+    url: str
+    sha256: str
+    size: int
+    commit: str | None = None
 
 
 class CondaSection(_Part):
@@ -103,6 +130,7 @@ class Lock(_Part):
     debian: DebianSection | None = None
     image: ImageSection | None = None
     conda: CondaSection
+    programs: dict[str, ProgramSection] | None = None
 
     @property
     def text(self) -> str:
@@ -122,7 +150,13 @@ class Lock(_Part):
         """How many bytes the lock's packages have together."""
         debian = self.debian.packages if self.debian else ()
         conda = [p for e in self.conda.environments.values() for p in e.packages]
-        return sum(p.size for p in debian) + sum({p.sha256: p.size for p in conda}.values())
+        wheels = [p for e in self.conda.environments.values() for p in e.wheels or ()]
+        everything: list[CondaPackage | Wheel | ProgramSection] = [
+            *conda,
+            *wheels,
+            *(self.programs or {}).values(),
+        ]
+        return sum(p.size for p in debian) + sum({p.sha256: p.size for p in everything}.values())
 
 
 def path_for(definition: Path) -> Path:

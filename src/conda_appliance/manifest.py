@@ -69,6 +69,7 @@ class Manifest(_Record):
 def package_counts(lock: Lock) -> dict[str, int]:
     """How many packages of each kind the image holds."""
     counts = {f"conda:{name}": len(section.packages) for name, section in lock.conda.environments.items()}
+    counts |= {f"pip:{name}": len(one.wheels) for name, one in lock.conda.environments.items() if one.wheels}
     if lock.debian is not None:
         counts["debian"] = len(lock.debian.packages)
     return counts

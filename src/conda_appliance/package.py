@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from conda_package_streaming import create, package_streaming
 
@@ -171,12 +172,20 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 def read_index(path: Path) -> dict[str, str]:
     """``info/index.json`` of a package."""
-    with path.open("rb") as file:
-        for archive, member in package_streaming.stream_conda_component(str(path), file, "info"):
-            if member.name == "info/index.json":
-                found: dict[str, str] = json.load(archive.extractfile(member))
-                return found
-    raise BuildError(f"{path.name} has no info/index.json")
+    return read_index_of(path, path.name)
+
+
+def read_index_of(path: Path, filename: str) -> dict[str, Any]:
+    """``info/index.json`` of a package whose file is called ``filename`` elsewhere. Raises BuildError without one."""
+    try:
+        with path.open("rb") as file:
+            for archive, member in package_streaming.stream_conda_component(filename, file, "info"):
+                if member.name == "info/index.json":
+                    found: dict[str, Any] = json.loads(_content(archive, member))
+                    return found
+    except (ValueError, zipfile.BadZipFile, tarfile.TarError, OSError) as error:
+        raise BuildError(f"{filename} cannot be read as a package: {error}") from None
+    raise BuildError(f"{filename} has no info/index.json")
 
 
 def write_repodata(channel: Path) -> None:

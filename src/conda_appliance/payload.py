@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 
-from conda_appliance import conda, conda_child, disc, disctree, layers, prefix_check, resources
+from conda_appliance import conda, conda_child, disc, disctree, layers, prefix_check, resources, wheels
 from conda_appliance.definition import ImageDefinition, load_disc
 from conda_appliance.errors import BuildError, HashMismatch
 from conda_appliance.layers import Layer, Store
@@ -47,9 +47,9 @@ def environment(
     same: layers.Parts = {
         "epoch": str(epoch),
         "code": layers.code(
-            __file__, *(str(module.__file__) for module in (conda, conda_child, prefix_check))
+            __file__, *(str(module.__file__) for module in (conda, conda_child, prefix_check, wheels))
         ),
-        "tools": {"py-rattler": metadata.version("py-rattler")},
+        "tools": {name: metadata.version(name) for name in ("py-rattler", "installer")},
     }
     parts: layers.Parts = {
         **same,
@@ -57,9 +57,16 @@ def environment(
             f"{name}/{package.name}": f"{package.version} {package.build} {package.sha256}"
             for name, section in sections
             for package in section.packages
+        }
+        | {
+            f"{name}/pip:{wheel.name}": f"{wheel.version} {wheel.sha256}"
+            for name, section in sections
+            for wheel in section.wheels or ()
         },
         # The order of linking, and what records say of a package beside its archive.
-        "records": layers.digest_of(section.model_dump(mode="json") for _, section in sections),
+        "records": layers.digest_of(
+            section.model_dump(mode="json", exclude_none=True) for _, section in sections
+        ),
     }
     found = store.find("environment", parts, subject=subject)
     if found is not None:
@@ -81,6 +88,16 @@ def environment(
                 store=store,
                 before=_before(earlier, name, section.prefix),
             )
+            if section.wheels:
+                progress(f"installing {len(section.wheels)} wheels into {name}")
+                wheels.install(
+                    section.wheels,
+                    archives,
+                    into=to / section.prefix.lstrip("/"),
+                    prefix=section.prefix,
+                    epoch=epoch,
+                    work=work / "link",
+                )
         above = {path for _, section in sections for path in PurePosixPath(section.prefix[1:]).parents}
         inside = [PurePosixPath(section.prefix[1:]) for _, section in sections]
         for path in sorted(above, reverse=True):  # the folders above: as tar makes them on a machine
@@ -107,6 +124,8 @@ def _before(earlier: tuple[Layer, layers.Parts] | None, name: str, prefix: str) 
     named = parts["packages"]
     if isinstance(named, str) or not (folder / "conda-meta").is_dir():
         return None
+    if any(one.startswith(f"{name}/pip:") for one in named):
+        return None  # whose files are whose is what conda's records do not say
     return conda.Before(
         folder=folder,
         packages={

@@ -11,10 +11,13 @@ standard library alone and imports nothing else of this project.
 from __future__ import annotations
 
 import argparse
+import base64
+import csv
 import fnmatch
 import hashlib
 import json
 import os
+import posixpath
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -56,6 +59,12 @@ def check(prefix: Path, allow: Sequence[str] = (), unread: Collection[str] = ())
                 findings.append(
                     f"{kind}: {entry['_path']} ({record['name']}){': ' + detail if detail else ''}"
                 )
+    for name, entries in wheels(prefix, recorded):
+        for path, digest in entries.items():
+            recorded.add(path)
+            if problem := _compare_recorded(prefix / path, digest):
+                kind, _, detail = problem.partition(": ")
+                findings.append(f"{kind}: {path} ({name}){': ' + detail if detail else ''}")
     if len(recorded) == len(_OWN):
         findings.append(f"missing: conda-meta/*.json: {prefix} is not a conda environment")
     for path in there - recorded:
@@ -70,6 +79,37 @@ def records(prefix: Path) -> Iterator[dict[str, Any]]:
         record = json.loads(path.read_text(encoding="utf-8"))
         record["_file"] = path.name
         yield record
+
+
+def wheels(prefix: Path, recorded: Collection[str] = ()) -> Iterator[tuple[str, dict[str, str]]]:
+    """The wheels in the environment: the name, and its files with their SHA-256 (or nothing, where RECORD has none).
+
+    Those that conda packages brought, whose RECORD is among the files ``recorded``, are not. Source of the format:
+    https://packaging.python.org/en/latest/specifications/recording-installed-packages/
+    """
+    for site in sorted(prefix.glob("lib/python3*/site-packages")):
+        inside = site.relative_to(prefix).as_posix()
+        for record in sorted(site.glob("*.dist-info/RECORD")):
+            if record.relative_to(prefix).as_posix() in recorded:
+                continue
+            entries = {}
+            with record.open(encoding="utf-8", newline="") as file:
+                for row in csv.reader(file):
+                    kind, _, value = row[1].partition("=")
+                    digest = base64.urlsafe_b64decode(value + "==").hex() if kind == "sha256" else ""
+                    entries[posixpath.normpath(f"{inside}/{row[0]}")] = digest
+            yield record.parent.name.partition("-")[0], entries
+
+
+def _compare_recorded(path: Path, digest: str) -> str:
+    """What is wrong with one file of a wheel, or nothing."""
+    if not os.path.lexists(path):
+        return "missing"
+    if path.is_symlink() or not path.is_file():
+        return "changed: no longer a file"
+    if digest and (found := _sha256(path)) != digest:
+        return f"changed: expected SHA-256 {digest}, found {found}"
+    return ""
 
 
 def _compare(path: Path, entry: dict[str, Any]) -> str:
@@ -126,13 +166,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     findings = check(options.prefix, options.allow)
     found = list(records(options.prefix))
     files = sum(len(record["paths_data"]["paths"]) for record in found)
+    brought = {entry["_path"] for record in found for entry in record["paths_data"]["paths"]}
+    installed = [entries for _, entries in wheels(options.prefix, brought)]
+    files += sum(map(len, installed))
     if options.json:
-        about = {"prefix": str(options.prefix), "packages": len(found), "files": files, "findings": findings}
+        about = {
+            "prefix": str(options.prefix),
+            "packages": len(found) + len(installed),
+            "files": files,
+            "findings": findings,
+        }
         print(json.dumps(about))
     else:
-        print(
-            "\n".join(findings) or f"{options.prefix}: {len(found)} packages, {files} files, all as recorded"
-        )
+        count = f"{len(found) + len(installed)} packages, {files} files"
+        print("\n".join(findings) or f"{options.prefix}: {count}, all as recorded")
     return 1 if findings else 0
 
 

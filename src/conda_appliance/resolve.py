@@ -7,14 +7,25 @@ Packages of a channel that is a folder (the starter channel too) stand in the lo
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import conda_appliance
-from conda_appliance import bootstrap, channel, conda, definition, resources, sources
+from conda_appliance import (
+    bootstrap,
+    channel,
+    conda,
+    definition,
+    lockfiles,
+    programs,
+    pypi,
+    resources,
+    sources,
+)
+from conda_appliance import environments as environment_files
 from conda_appliance.apt import Apt
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import LockError, UsageError
@@ -27,6 +38,9 @@ from conda_appliance.lock import (
     ImageSection,
     Lock,
 )
+
+#: The platform of the machine, by conda's name.
+PLATFORM = "linux-64"
 
 #: The channel that conda-appliance builds itself, from PyPI and Debian alone.
 STARTER = "starter"
@@ -105,7 +119,7 @@ def resolve(
     debian, base_image, glibc = None, None, image.conda.glibc
     if image.base.debian is not None:
         progress(f"Debian {image.base.debian}: reading the signed index")
-        debian = debian_section(image, cache)
+        debian = debian_section(image, cache, progress)
         glibc = glibc or debian.glibc
     elif image.base.image is not None:
         url = image.base.image.url
@@ -114,17 +128,30 @@ def resolve(
         base_image = ImageSection(url=url, sha256=image.base.image.sha256)
     places = channels(image, path, cache, progress, refresh=refresh)
     local = {place.url: place.name for place in places if is_local(place.name)}
+    folder, glibc = path.resolve().parent, glibc or OLDEST_GLIBC
+    ran = programs.resolve_wheels(image, folder, cache, progress)
     environments = {}
     virtual: tuple[str, ...] = ()
     for name, environment in image.conda.environments.items():
+        own = {
+            ran[service.name].url: cache.verified(ran[service.name].sha256, service.name)
+            for service in image.services
+            if service.environment == name and service.name in ran
+        }
         progress(f"solving the environment {name}")
-        specs = conda.read_specs(environment, path.resolve().parent)
-        packages, virtual = conda.solve(specs, places, glibc=glibc or OLDEST_GLIBC)
-        environments[name] = EnvironmentSection(
-            prefix=image.prefix_of(name),
-            specs=specs,
-            packages=tuple(_portable(package, local) for package in packages),
-        )
+        solve = _solved if environment.lock is None else _taken
+        section, virtual = solve(image, name, folder, places, own, glibc, cache, progress)
+        packages = tuple(_portable(package, local) for package in section.packages)
+        environments[name] = section.model_copy(update={"packages": packages})
+    ran |= programs.resolve(
+        image,
+        folder,
+        cache,
+        target=lambda name: pypi.target(environments[name].packages, glibc, PLATFORM),
+        glibc=glibc,
+        platform=PLATFORM,
+        progress=progress,
+    )
     return Lock(
         name=image.name,
         digest=definition.lock_digest(path, image),
@@ -136,14 +163,80 @@ def resolve(
         debian=debian,
         image=base_image,
         conda=CondaSection(virtual_packages=virtual, environments=environments),
+        programs=ran or None,
     )
 
 
-def debian_section(image: ImageDefinition, cache: sources.Cache) -> DebianSection:
+def _solved(
+    image: ImageDefinition,
+    name: str,
+    folder: Path,
+    places: Sequence[conda.Channel],
+    own: dict[str, Path],
+    glibc: str,
+    cache: sources.Cache,
+    progress: Callable[[str], None],
+) -> tuple[EnvironmentSection, tuple[str, ...]]:
+    """An environment that asks for packages: what the channels and PyPI have for it today. ``own`` are wheels."""
+    asked = environment_files.read(image.conda.environments[name], folder)
+    packages, virtual = conda.solve(asked.specs, places, glibc=glibc)
+    own |= {item: folder / Path(item).expanduser() for item in asked.pip if definition.is_wheel(item)}
+    requirements = [item for item in asked.pip if item not in own]
+    wheels = None
+    if requirements or own:
+        wheels = pypi.resolve(
+            requirements,
+            packages,
+            pypi.target(packages, glibc, PLATFORM),
+            own=own,
+            cache=cache,
+            index=image.conda.pip_index,
+            progress=progress,
+        )
+    section = EnvironmentSection(
+        prefix=image.prefix_of(name), specs=asked.specs, packages=packages, wheels=wheels
+    )
+    return section, virtual
+
+
+def _taken(
+    image: ImageDefinition,
+    name: str,
+    folder: Path,
+    places: Sequence[conda.Channel],
+    own: dict[str, Path],
+    glibc: str,
+    cache: sources.Cache,
+    progress: Callable[[str], None],
+) -> tuple[EnvironmentSection, tuple[str, ...]]:
+    """An environment that another tool locked, as it locked it."""
+    environment = image.conda.environments[name]
+    path = folder / (environment.lock or "")
+    if own:
+        raise UsageError(
+            f"{', '.join(own)} would change what {path} settled",
+            hint="let the service run in an environment of its own",
+        )
+    locked = lockfiles.read(path, environment.select, PLATFORM)
+    packages, roots, virtual = lockfiles.take(
+        locked, places, glibc=glibc, platform=PLATFORM, cache=cache, progress=progress
+    )
+    wheels = None
+    if locked.wheels:
+        wheels = lockfiles.wheels(
+            locked, pypi.target(packages, glibc, PLATFORM), cache=cache, progress=progress
+        )
+    section = EnvironmentSection(prefix=image.prefix_of(name), specs=roots, packages=packages, wheels=wheels)
+    return section, virtual
+
+
+def debian_section(
+    image: ImageDefinition, cache: sources.Cache, progress: Callable[[str], None] = lambda _text: None
+) -> DebianSection:
     """Every package of the machine, as the suite's signed index names them today."""
     suite = image.base.debian
     assert suite is not None
-    with resources.work_folder(cache.root / "apt", suite) as state:
+    with resources.work_folder(cache.root / "apt", suite, wait=progress) as state:
         apt = Apt(suite, state=state, mirror=image.base.mirror)
         apt.update()
         files = apt.resolve(bootstrap.packages(image.base))
@@ -199,9 +292,45 @@ def fetch(
         sources.Download(name=p.filename, url=_absolute(p, places), sha256=p.sha256, size=p.size)
         for p in packages.values()
     )
-    wanted = (*debian, *conda_files)
+    folder = path.resolve().parent
+    wheels = {one.sha256: one for e in lock.conda.environments.values() for one in e.wheels or ()}
+    pip_files = tuple(
+        sources.Download(
+            name=one.filename,
+            url=one.url if "://" in one.url else str(folder / Path(one.url).expanduser()),
+            sha256=one.sha256,
+            size=one.size,
+        )
+        for one in wheels.values()
+    )
+    wanted = (*debian, *conda_files, *pip_files)
     sources.fetch(wanted, cache, offline=offline, progress=progress)
-    return Inputs(files={one.sha256: cache.verified(one.sha256, one.name) for one in wanted})
+    files = {one.sha256: cache.verified(one.sha256, one.name) for one in wanted}
+    return Inputs(files=files | programs.fetch(lock, folder, cache, offline=offline, progress=progress))
+
+
+def export(
+    lock: Lock,
+    image: ImageDefinition,
+    path: Path,
+    cache: sources.Cache,
+    *,
+    form: str,
+    environment: str,
+    progress: Callable[[str], None],
+) -> str:
+    """An environment of the lock as another tool's (`lockfiles.write`). Raises UsageError for one that is not there."""
+    section = lock.conda.environments.get(environment)
+    if section is None:
+        raise UsageError(
+            f"the lock has no environment {environment!r}; it has {', '.join(lock.conda.environments)}",
+            hint="name one by --environment",
+        )
+    files = fetch(lock, image, path, cache, offline=False, progress=progress).files
+    places = {}
+    if any("://" not in one.url for one in section.packages):
+        places = {place.name: place.url for place in channels(image, path, cache, progress)}
+    return lockfiles.write(form, section, files, platform=lock.conda.platform, places=places)
 
 
 def _require_in_folders(packages: Iterable[CondaPackage], places: Mapping[str, str], path: Path) -> None:

@@ -119,6 +119,55 @@ def fetch(
         raise _together(errors)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """A file that somebody else's lock names: with a SHA-256, or with an MD5 alone."""
+
+    name: str
+    url: str
+    sha256: str
+    md5: str
+
+
+def identify(
+    files: Sequence[Named], cache: Cache, *, progress: Callable[[str], None] = lambda _text: None
+) -> list[str]:
+    """Bring files into the cache by the digest that is known of them; returns the SHA-256 of each.
+
+    One with an MD5 alone is fetched and compared with it, and from then on known by its SHA-256. Raises as `fetch`.
+    """
+    known = [one for one in files if one.sha256]
+    downloads = [Download(name=one.name, url=one.url, sha256=one.sha256, size=0) for one in known]
+    fetch(downloads, cache, offline=False, progress=progress)
+    return [one.sha256 or _by_md5(one, cache, progress) for one in files]
+
+
+def _by_md5(one: Named, cache: Cache, progress: Callable[[str], None]) -> str:
+    note = cache.root / "md5" / one.md5  # which SHA-256 such a file had
+    if note.is_file() and cache.has(sha256 := note.read_text("ascii")):
+        return sha256
+    with resources.work_folder(cache.root / "md5", f".{one.md5}", wait=progress) as work:
+        part = work / "part"
+        download = Download(name=one.name, url=one.url, sha256="", size=0)
+        try:
+            sha256 = _download(
+                one.url, download, part, _Run(files=[download], cache=cache, progress=progress)
+            )
+        except _Gone:
+            raise BuildError(f"{one.url} is not there (404)", hint="check the lock that names it") from None
+        with part.open("rb") as file:
+            found = hashlib.file_digest(file, "md5").hexdigest()
+        if found != one.md5:
+            raise HashMismatch(
+                f"{one.name} from {one.url} (by MD5)", expected=one.md5, found=found, hint="lock it again"
+            )
+        target = cache.blob(sha256)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part.replace(target)
+    resources.write(note, sha256)
+    return sha256
+
+
 def read_url(url: str) -> bytes:
     """The whole answer of a small http(s) request. Raises BuildError when there is none."""
     try:

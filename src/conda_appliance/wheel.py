@@ -188,6 +188,16 @@ def console_scripts(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+def scripts_of(path: Path) -> tuple[str, ...]:
+    """The names of a wheel's console scripts."""
+    with zipfile.ZipFile(path) as archive:
+        points = [
+            name for name in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/entry_points\.txt", name)
+        ]
+        lines = console_scripts(archive.read(points[0]).decode()) if points else ()
+    return tuple(line.partition(" = ")[0] for line in lines)
+
+
 def _write_script(root: Path, line: str) -> None:
     """A console script of a package that is not noarch; whoever links noarch ones writes theirs.
 

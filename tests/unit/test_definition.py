@@ -228,3 +228,14 @@ def test_a_changed_environment_file_makes_another_digest(tmp_path: Path) -> None
     first = definition.lock_digest(path, definition.load_image(path))
     environment.write_text("dependencies: [python, flask]\n")
     assert definition.lock_digest(path, definition.load_image(path)) != first
+
+
+def test_checks_that_pytest_would_not_run_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def test_it(host): pass\n")
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / "x.yaml"
+    path.write_text(GOOD + "checks: [mine.py, folder]\n")
+    with pytest.raises(DefinitionError) as caught:
+        definition.load_image(path)
+    assert [one.path for one in caught.value.problems] == ["checks[0]", "checks[1]"]
+    assert "a check stands in a file named test_*.py" in str(caught.value)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from conda_appliance import conda
+from conda_appliance import conda, environments
 from conda_appliance.definition import Environment
 from conda_appliance.errors import UsageError
 from conda_appliance.lock import CondaPackage
@@ -12,7 +12,7 @@ from conda_appliance.lock import CondaPackage
 
 def specs_of(tmp_path: Path, text: str) -> tuple[str, ...]:
     (tmp_path / "environment.yml").write_text(text)
-    return conda.read_specs(Environment(file="environment.yml"), tmp_path)
+    return environments.read(Environment(file="environment.yml"), tmp_path).specs
 
 
 def package(channel: str, url: str) -> CondaPackage:
@@ -22,7 +22,7 @@ def package(channel: str, url: str) -> CondaPackage:
 
 
 def test_dependencies_stand_for_themselves(tmp_path: Path) -> None:
-    assert conda.read_specs(Environment(dependencies=("numpy", "flask >=3")), tmp_path) == (
+    assert environments.read(Environment(dependencies=("numpy", "flask >=3")), tmp_path).specs == (
         "numpy",
         "flask >=3",
     )
@@ -39,7 +39,8 @@ def test_an_environment_file_gives_its_dependencies(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("dependencies: [python, {pip: [requests]}]", "'pip' section"),
+        ("dependencies: [python, {pip: [requests, 3]}]", "the dependency 3 is not text"),
+        ("dependencies: [python, {npm: [left-pad]}]", "{'npm'"),
         ("dependencies: [python, 3.13]", "the dependency 3.13 is not text"),
         ("dependencies: python", "no list 'dependencies'"),
         ("- python", "no list 'dependencies'"),

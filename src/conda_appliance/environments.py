@@ -1,0 +1,60 @@
+"""An environment as its user describes it → what is asked of the channels and of PyPI."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from conda_appliance import log
+from conda_appliance.definition import Environment
+from conda_appliance.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """``specs`` are conda's match specs; ``pip`` requirements (PEP 508) and wheels' paths."""
+
+    specs: tuple[str, ...]
+    pip: tuple[str, ...] = ()
+
+
+def read(environment: Environment, folder: Path) -> Asked:
+    """What an environment asks for: its ``dependencies``, or those of the environment.yml in ``folder``; its ``pip``.
+
+    Raises UsageError naming what the file holds that cannot be honoured.
+    """
+    if environment.file is None:
+        return Asked(specs=environment.dependencies, pip=environment.pip)
+    path = folder / environment.file
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} cannot be read as an environment.yml: {error}") from None
+    if not isinstance(value, dict) or not isinstance(value.get("dependencies"), list):
+        raise UsageError(
+            f"{path} is not an environment.yml: it has no list 'dependencies'",
+            hint="https://docs.conda.io/projects/conda/en/stable/user-guide/tasks/manage-environments.html",
+        )
+    specs: list[str] = []
+    pip: list[str] = []
+    for item in value["dependencies"]:
+        if isinstance(item, dict) and [*item] == ["pip"] and isinstance(item["pip"], list):
+            pip += [_text(path, one) for one in item["pip"]]
+        else:
+            specs.append(_text(path, item))
+    if value.get("variables"):
+        raise UsageError(
+            f"{path} sets 'variables', which only `conda activate` would read",
+            hint="set them as `variables` of the services that need them",
+        )
+    if value.get("channels"):
+        log.info(f"{path}: its 'channels' are not used; the definition's are")
+    return Asked(specs=tuple(specs), pip=(*pip, *environment.pip))
+
+
+def _text(path: Path, item: object) -> str:
+    if not isinstance(item, str):
+        raise UsageError(f"{path}: the dependency {item!r} is not text", hint="put it in quotes")
+    return item
