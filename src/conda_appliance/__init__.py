@@ -52,6 +52,7 @@ ova          4 a vmdk → an appliance in one file: OVF descriptor, manifest, di
 installation 4 what linked environments carry to a machine where a shell moves and installs them
 compare      4 what the root file system of a disk image holds
 bootable     5 kernel, initramfs and GRUB for the discs that start a machine
+bill         5 what an appliance is made of → one bill of materials
 lockfiles    5 locks of other tools, in and out: pixi.lock, conda-lock.yml, @EXPLICIT
 programs     5 what services run beside packages: PEX, zipapp, wheel, git, frozen → files of the machine
 payload      5 conda packages → the linked environments, as a tree and on the payload disc
@@ -62,27 +63,32 @@ export       5 disk image → artifacts, side by side
 boxes        5 a disk that has Vagrant's user → a Vagrant box
 resolve      6 definition → Lock; lock → verified files in the cache
 payload_disc 6 environments and install.sh → the payload disc for a machine that runs Linux
+cyclonedx    6 a bill of materials as CycloneDX
+spdx         6 a bill of materials as SPDX
 containers   6 environments and a service → a container image, in layers
 ospackages   6 environments, files and services → a Debian package and an RPM
 plain        6 environments → a tar for any prefix, and an installer in one file
 userspace_disc 6 environments and mount.sh → the disc that a machine runs them from
-builders/    6 a Protocol; packer.py boots the base, rootfs.py does not; both run the playbook
+builders/    7 a Protocol; packer.py boots the base, rootfs.py does not; both run the playbook
 catalog      6 the boxes of several versions → the catalog that Vagrant adds and updates from
 check        6 testinfra on a Machine → CheckReport
 results      6 out/NAME/: finished builds, the latest, what a failure left
 identity     7 a build's id: the hash of everything that decides the image
-shipping     7 what a build ships: the disk's forms, boxes, what is made from the environments alone
-build        8 the recipe: definition and lock → out/NAME/ID/
-batch        9 several definitions at once
-live_disc    7 a machine's layers → the disc that starts it
+shipping     8 what a build ships: the disk's forms, boxes, what is made from the environments alone
+build        9 the recipe: definition and lock → out/NAME/ID/
+batch        10 several definitions at once
+live_disc    8 a machine's layers → the disc that starts it
 installer_disc 6 a golden image → the disc that installs it
-discs        9 disc: discs made, read, verified, written to a stick
-verify       9 whether a result is what it was, and whether its lock gives the same bytes again
-project      8 init: a commented definition, role and check for a new appliance
+discs        10 disc: discs made, read, verified, written to a stick
+verify       10 whether a result is what it was, and whether its lock gives the same bytes again
+project      10 init: a commented definition, role and check for a new appliance
 cli_options  4 what all verbs share: how a parser looks, options that mean the same everywhere
-session      9 boot and ssh: a machine that a person uses
-cli_disc     10 disc: its command line
-cli          11 verbs, exit codes
+session      10 boot and ssh: a machine that a person uses
+licences     6 a bill of materials → the report of licences
+osv          6 a bill of materials and a dump of OSV → known vulnerabilities
+cli_bill     10 sbom, licences, cves: their command line
+cli_disc     11 disc: its command line
+cli          12 verbs, exit codes
 ============ = ========================================================================================
 """
 

@@ -20,6 +20,7 @@ from conda_appliance import (
     builders,
     catalog,
     containers,
+    cyclonedx,
     definition,
     export,
     formats,
@@ -30,6 +31,7 @@ from conda_appliance import (
     machine,
     manifest,
     namespace,
+    payload,
     process,
     programs,
     resolve,
@@ -37,8 +39,10 @@ from conda_appliance import (
     results,
     shipping,
     sources,
+    spdx,
 )
 from conda_appliance import check as checks
+from conda_appliance.bill import Bill
 from conda_appliance.boottime import BootTime
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import CheckFailed, UsageError
@@ -168,6 +172,7 @@ def build(
         report = _checked(bootable, image, locked, path, work, check_digest) if bootable else None
         resources.remove(work / "bootable")
         resources.write(work / f"{image.name}.lock", job.lock_text)
+        _write_bills(job, work)
         written = manifest.Manifest(
             name=image.name,
             version=image.version,
@@ -398,6 +403,40 @@ def _fetch(
         inputs = resolve.fetch(locked, image, path, cache, offline=offline, progress=step.update)
         step.note(f"{len(inputs.files)} files, {resources.size_text(locked.downloads)}, SHA-256 verified")
     return inputs
+
+
+def bill_of(path: Path, locked: lock.Lock | None, *, offline: bool) -> Bill:
+    """What a definition is made of by its lock, or by ``locked``: fetched, and its environments linked."""
+    image, locked = _read(path, locked=locked)
+    with _cache() as cache:
+        inputs = _fetch(image, locked, path, cache, offline=offline)
+        store = layers.Store(cache.root / LAYERS)
+        job = job_for(image, locked, path, "", store, inputs)
+        with log.step(f"List what {image.name} is made of") as step:
+            found = job.bill(_linked(job, step).path)
+            step.note(f"{len(found.components)} components")
+        store.release()
+    return found
+
+
+def _linked(job: builders.Job, step: log.Step) -> layers.Layer:
+    return payload.environment(
+        job.lock,
+        job.files,
+        store=job.store,
+        epoch=job.epoch,
+        subject=job.image.name,
+        progress=step.update,
+    )
+
+
+def _write_bills(job: builders.Job, folder: Path) -> None:
+    """What the result is made of, in both formats, beside it."""
+    with log.step("List what it is made of") as step:
+        found = job.bill(_linked(job, step).path)
+        resources.write(folder / f"{job.image.name}.cdx.json", cyclonedx.write(found))
+        resources.write(folder / f"{job.image.name}.spdx.json", spdx.write(found))
+        step.note(f"{len(found.components)} components")
 
 
 def _checks(image: ImageDefinition, *, check: bool) -> bool:

@@ -19,6 +19,7 @@ import conda_appliance
 from conda_appliance import (
     batch,
     build,
+    cli_bill,
     cli_disc,
     cli_options,
     definition,
@@ -48,7 +49,7 @@ from conda_appliance.errors import (
 from conda_appliance.fields import parse_size
 
 #: The verbs that make or remove trees of files with other owners than ours.
-_AS_ROOT = ("build", "render", "verify", "cache", "clean")
+_AS_ROOT = ("build", "render", "verify", "cache", "clean", "sbom", "licences", "cves")
 
 _MAIN = """\
 From one definition to a machine:
@@ -284,6 +285,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--rebuild", action="store_true", help="build it anew and compare the bytes")
     one.add_argument("--offline", action="store_true", help="take all downloads from the cache")
     cli_options.json(one)
+
+    cli_bill.add(verbs)
 
     one = verb(
         "cache",

@@ -31,6 +31,9 @@ from conda_appliance.lock import CondaPackage
 #: Where a channel that is only named is found.
 ALIAS = "https://conda.anaconda.org"
 
+#: Where the licence texts of packages stand in an environment, in a folder each.
+LICENCES = "share/licenses"
+
 #: The Linux version that packages may count on: Debian 11's, the oldest Debian that is still supported.
 LINUX = "5.10"
 
@@ -253,9 +256,41 @@ def _install(
             "link",
             {"archives": given, "into": str(into), "prefix": prefix, "cache": str(work / "unpacked")},
         )
+        for package in packages:
+            _keep_licences(
+                work / "unpacked" / re.sub(r"\.(conda|tar\.bz2)$", "", package.filename), package, into
+            )
     finally:
         resources.remove(named)
         resources.remove(work / "unpacked")
+
+
+def _keep_licences(unpacked: Path, package: CondaPackage, into: Path) -> None:
+    """Lay a package's licence texts beside its files: what unpacks packages elsewhere leaves them in its cache."""
+    texts = unpacked / "info" / "licenses"
+    target = into / LICENCES / package.name
+    if texts.is_dir() and not target.exists():  # one that is there may be another environment's too
+        shutil.copytree(texts, target)
+
+
+def _record_licences(into: Path, records: Mapping[str, dict[str, Any]]) -> None:
+    """Record the licence texts with the package whose they are."""
+    for name, record in records.items():
+        paths = record["paths_data"]["paths"]
+        known = {entry["_path"] for entry in paths}
+        for path, about in trees.walk(into / LICENCES / name) if (into / LICENCES / name).is_dir() else ():
+            inside = f"{LICENCES}/{name}/{path}"
+            if stat.S_ISREG(about.st_mode) and inside not in known:
+                digest = resources.sha256_of(into / inside)
+                paths.append(
+                    {
+                        "_path": inside,
+                        "path_type": "hardlink",
+                        "sha256": digest,
+                        "sha256_in_prefix": digest,
+                        "size_in_bytes": about.st_size,
+                    }
+                )
 
 
 def _refuse_scripts(into: Path) -> None:
@@ -341,6 +376,7 @@ def _normalise(made: _Linked, kept: Set[str]) -> None:
     new = [package for package in made.packages if package.name not in kept]
     _compile(made, new, records)
     _record_byte_code(into, {package.name: records[package.name] for package in new})
+    _record_licences(into, {package.name: records[package.name] for package in new})
     for package in made.packages:
         record = records[package.name]
         if package.name in kept and record["requested_specs"] == _requested(package, made.specs):

@@ -35,7 +35,6 @@ from conda_appliance import (
 from conda_appliance.builders import rootfs
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import UsageError
-from conda_appliance.lock import Lock
 
 
 def payload(image: str, *, out: Path, to: Path | None, offline: bool, channel: bool) -> Path:
@@ -58,7 +57,7 @@ def _of_environments(
     kind: str, image: str, make: Callable[..., Path], out: Path, to: Path | None, offline: bool
 ) -> Path:
     """The disc of one kind that ``make`` writes from a definition, its lock and the locked packages."""
-    path, locked = _source(image, out)
+    path, locked = results.source(image, out)
     parsed = definition.load_image(path)
     locked = (locked or lock.read(lock.path_for(path))).model_copy(update={"debian": None, "image": None})
     inputs = build.fetch(path, offline=offline, locked=locked)
@@ -89,7 +88,7 @@ def live(image: str, *, out: Path, to: Path | None, offline: bool) -> Path:
     lock, UsageError for a base that is no Debian, and as the builder and `live_disc.make` do. An earlier disc stays
     until this one is whole.
     """
-    path, locked = _source(image, out)
+    path, locked = results.source(image, out)
     parsed = definition.with_builder(path, definition.load_image(path), "rootfs")
     _require_bootable(path, parsed, (*rootfs.tools(parsed), *live_disc.tools()))
     locked = locked or lock.read(lock.path_for(path))
@@ -116,7 +115,7 @@ def installer(image: str, *, out: Path, to: Path | None, offline: bool) -> Path:
     UsageError for a base that is no Debian, and as `installer_disc.make` does. An earlier disc stays until this one is
     whole.
     """
-    path, locked = _source(image, out)
+    path, locked = results.source(image, out)
     parsed = definition.load_image(path)
     _require_bootable(path, parsed, (*bootstrap.tools(), *installer_disc.tools()))
     if locked is None:
@@ -176,7 +175,7 @@ def seeds(image: str, batch: Path, *, out: Path, to: Path | None) -> list[Path]:
 
     Raises DefinitionError with every problem of the batch before anything is written.
     """
-    path, _ = _source(image, out)
+    path, _ = results.source(image, out)
     parsed = definition.load_image(path)
     wanted = machines.load(batch)
     for one in wanted:
@@ -237,20 +236,6 @@ def write(
             step.update("making the partition for data")
             length = device.add_data(path, target, live_disc.DATA)
             step.note(f"{resources.size_text(length)} behind it for data")
-
-
-def _source(image: str, out: Path) -> tuple[Path, Lock | None]:
-    """The definition that a person named, and the lock of the result if that is what was named."""
-    path = Path(image)
-    if path.is_file() and path.suffix in (".yaml", ".yml"):
-        return path, None
-    found = results.find(image, out, to_boot=False)
-    if found.definition is None:
-        raise UsageError(
-            f"no definition is known for {image}",
-            hint="name the definition: conda-appliance disc images/NAME.yaml payload",
-        )
-    return found.definition, lock.read(found.disk.parent / f"{found.name}.lock")
 
 
 def _folder(name: str, out: Path, to: Path | None) -> Path:

@@ -76,14 +76,15 @@ def package_counts(lock: Lock) -> dict[str, int]:
 
 
 def write(manifest: Manifest, folder: Path) -> None:
-    """Write manifest.json and SHA256SUMS (over the artifacts, the lock and the manifest) into ``folder``."""
+    """Write manifest.json and SHA256SUMS into ``folder``: over the artifacts, the lock, the bills and the manifest."""
     (folder / NAME).write_text(
         json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8"
     )
     seen = {record.file: trees.seen(trees.all_of(folder / record.file)) for record in manifest.artifacts}
     (folder / _SEEN).write_text(json.dumps(seen), encoding="utf-8")
     sums = {record.file: record.sha256 for record in manifest.artifacts}
-    for path in (folder / NAME, *sorted(folder.glob("*.lock"))):
+    beside = [path for pattern in ("*.lock", "*.cdx.json", "*.spdx.json") for path in folder.glob(pattern)]
+    for path in (folder / NAME, *sorted(beside)):
         sums[path.name] = resources.sha256_of(path)
     (folder / SUMS).write_text(
         "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())), encoding="utf-8"

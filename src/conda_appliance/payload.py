@@ -145,11 +145,12 @@ def make(
     epoch: int,
     project: Path | None,
     lock_text: str,
+    sbom: str = "",
     progress: Callable[[str], None] = lambda _text: None,
 ) -> Payload:
     """Link every environment of ``lock`` and write the payload disc, or take it from ``store`` when it is there.
 
-    ``lock_text`` goes on the disc; ``project`` may have an ``iso/payload.yaml`` of its own. For the rest see
+    ``lock_text`` and ``sbom`` go on the disc; ``project`` may have an ``iso/payload.yaml`` of its own. For the rest see
     `environment`. Raises HashMismatch naming what is damaged: a package, or a file of a disc in the cache, which is
     then set aside so that the next run makes it anew. Raises BuildError as `conda.link` and `disc.write` do.
     """
@@ -159,6 +160,7 @@ def make(
     parts: layers.Parts = {
         "environment": linked.key,
         "lock": layers.digest_of([lock_text]),
+        "sbom": layers.digest_of([sbom]),
         "readme": readme,
         "epoch": str(epoch),
         "layout": layout.read_text(encoding="utf-8"),
@@ -173,6 +175,7 @@ def make(
             "environment.tar": Tar(linked.path, prefixes, epoch),
             "lock": lock_text.encode(),
             "readme": readme.encode(),
+            **({"sbom": sbom.encode()} if sbom else {}),
         }
         disc.write(load_disc(layout), inputs, to, epoch=epoch)
 

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from conda_appliance import definition, formats, log, manifest, resources
+from conda_appliance import definition, formats, lock, log, manifest, resources
 from conda_appliance.errors import ApplianceError, CheckFailed, UsageError
 from conda_appliance.export import Artifact
+from conda_appliance.lock import Lock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,3 +157,17 @@ def point_latest(final: Path) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(final.name)
     temporary.replace(link)
+
+
+def source(image: str, out: Path) -> tuple[Path, Lock | None]:
+    """The definition that a person named, and the lock of the result if that is what was named."""
+    path = Path(image)
+    if path.is_file() and path.suffix in (".yaml", ".yml"):
+        return path, None
+    found = find(image, out, to_boot=False)
+    if found.definition is None:
+        raise UsageError(
+            f"no definition is known for {image}",
+            hint="name the definition itself: images/NAME.yaml",
+        )
+    return found.definition, lock.read(found.disk.parent / f"{found.name}.lock")

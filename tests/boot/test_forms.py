@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import run_container
-from debian import System
+from debian_made import System
 from tests.boot.conftest import ROOT, cli, wait_until
 from tests.boot.forms_seen import Seen
 

@@ -1,5 +1,6 @@
 """The machine booted as it should: nothing failed, its clock is right, it has entropy and space."""
 
+import json
 import time
 
 import pytest
@@ -33,3 +34,16 @@ def test_the_root_file_system_has_space(host, what):
     option = "-i" if what == "inodes" else "-k"
     total, _used, free = map(int, host.check_output(f"df -P {option} /").splitlines()[1].split()[1:4])
     assert free > total * 0.05, f"{free} of {total} {what} free"
+
+
+def test_it_says_what_it_is_made_of(host, appliance):
+    """The bill of materials in the image (CycloneDX) has every package that the environments were asked for."""
+    listed = json.loads(host.file("/etc/conda-appliance/sbom.cdx.json").content_string)["components"]
+    conda = {
+        (prop["value"], one["name"])
+        for one in listed
+        for prop in one["properties"]
+        if one.get("purl", "").startswith("pkg:conda/") and prop["name"] == "conda-appliance:part"
+    }
+    asked = {(one.name, package) for one in appliance.environments for package in one.requested}
+    assert asked <= conda and len(listed) > 10

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import debian as making
+import debian_made as making
 import pytest
-from debian import Debian
+from debian_made import Debian
 
 
 @pytest.fixture(scope="session")

@@ -42,6 +42,8 @@ class Package:
     files: Mapping[str, File] = field(default_factory=dict)
     noarch: str = ""
     entry_points: Sequence[str] = ()
+    license: str = ""
+    licenses: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def subdir(self) -> str:
@@ -73,9 +75,12 @@ class Package:
         }
         if self.noarch:
             index["noarch"] = self.noarch
+        if self.license:
+            index["license"] = self.license
         made = {
             "index.json": json.dumps(index),
             "about.json": "{}",
+            **{f"licenses/{name}": text for name, text in self.licenses.items()},
             "paths.json": json.dumps(
                 {
                     "paths_version": 1,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from debian import Debian, lock_of, written
+from debian_made import Debian, lock_of, written
 from inside import Inside
 
 from conda_appliance import basedisk, bootstrap, process, resolve, resources, sources

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from debian import Debian
+from debian_made import Debian
 
 from conda_appliance import bootable, disc, process, resources
 from conda_appliance.definition import load_disc

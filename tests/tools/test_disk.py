@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from debian import Debian
+from debian_made import Debian
 from inside import Inside
 
 from conda_appliance import disk, layers, process, resources

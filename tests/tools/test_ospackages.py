@@ -9,7 +9,7 @@ from pathlib import Path
 
 import packages
 import pytest
-from debian import Debian, System
+from debian_made import Debian, System
 from packages import PLACEHOLDER, File, Package
 
 from conda_appliance import conda, ospackages, payload, prefix_check, process

@@ -20,7 +20,7 @@ from typing import Any
 import packages
 import pytest
 import yaml
-from debian import Debian
+from debian_made import Debian
 
 from conda_appliance import conda, log, process, resources, trees
 from conda_appliance.builders import DiskImage, Job, rootfs, rootfs_box

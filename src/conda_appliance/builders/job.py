@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from conda_appliance import log, resources
+from conda_appliance import bill, log, resources
+from conda_appliance.bill import Bill
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.export import Insert
 from conda_appliance.layers import Store
@@ -32,6 +33,18 @@ class Job:
     epoch: int
     identity: str
     keep_failed: bool = False
+
+    def bill(self, linked: Path) -> Bill:
+        """What the machine is made of; ``linked`` are its environments as a tree."""
+        return bill.make(
+            self.image,
+            self.lock,
+            self.files,
+            linked,
+            folder=self.folder,
+            store=self.store,
+            epoch=self.epoch,
+        )
 
     @cached_property
     def lock_text(self) -> str:

@@ -26,6 +26,7 @@ from conda_appliance import (
     accelerator,
     ansible,
     basedisk,
+    cyclonedx,
     log,
     machine,
     payload,
@@ -133,6 +134,14 @@ def render(job: Job, into: Path) -> BuildTree:
         base = basedisk.make(job.lock, job.image, job.files, store=job.store, progress=step.update)
         step.note("bootstrapped and assembled" if base.made else "unchanged, from the cache")
     with log.step("Payload disc") as step:
+        linked = payload.environment(
+            job.lock,
+            job.files,
+            store=job.store,
+            epoch=job.epoch,
+            subject=job.image.name,
+            progress=step.update,
+        )
         load = payload.make(
             job.image,
             job.lock,
@@ -141,6 +150,7 @@ def render(job: Job, into: Path) -> BuildTree:
             epoch=job.epoch,
             project=job.project,
             lock_text=job.lock_text,
+            sbom=cyclonedx.write(job.bill(linked.path)),
             progress=step.update,
         )
         step.note(resources.size_text(load.size))

@@ -10,7 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conda_appliance import bootstrap, disk, layers, log, namespace, packed, process, resources, trees
+from conda_appliance import (
+    bill,
+    bootstrap,
+    cyclonedx,
+    disk,
+    layers,
+    log,
+    namespace,
+    packed,
+    process,
+    resources,
+    trees,
+)
 from conda_appliance import render as rendering
 from conda_appliance.builders.job import DiskImage, Job
 from conda_appliance.export import Insert
@@ -75,6 +87,7 @@ class Parts:
         return {
             FACTS: rendering.appliance_facts(job.image, job.lock, job.identity),
             LOCK: job.lock_text,
+            bill.PLACE: cyclonedx.write(job.bill(self.linked.path)),
         }
 
     def described(self) -> dict[str, Any]:
@@ -257,7 +270,7 @@ def _mounted(prefix: str) -> tuple[dict[str, str], dict[str, str]]:
         )
     }
     links = {f"etc/systemd/system/local-fs.target.wants/{unit}": f"../{unit}"}
-    links |= {path: f"{prefix}/{path}" for path in (FACTS, LOCK)}
+    links |= {path: f"{prefix}/{path}" for path in (FACTS, LOCK, bill.PLACE)}
     return links, files
 
 

@@ -53,5 +53,8 @@ done
 # Where new environments and packages go when these cannot be written to (.condarc says so).
 [ -z "$READ_ONLY" ] || install -d -m 0755 /var/lib/conda /var/lib/conda/envs /var/lib/conda/pkgs
 
+# What the machine is made of: a list of packages, their licences and digests.
+[ ! -e "$folder/sbom.cdx.json" ] || install -m 0644 "$folder/sbom.cdx.json" /etc/conda-appliance/sbom.cdx.json
+
 # Last: a run that was cut short begins again.
 cmp -s "$folder/appliance.lock" "$stamp" || install -m 0644 "$folder/appliance.lock" "$stamp"
