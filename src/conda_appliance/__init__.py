@@ -80,10 +80,12 @@ batch        10 several definitions at once
 live_disc    8 a machine's layers → the disc that starts it
 installer_disc 6 a golden image → the disc that installs it
 discs        10 disc: discs made, read, verified, written to a stick
+diff         8 diff: what changed between two locks, definitions or results that a person named
 verify       10 whether a result is what it was, and whether its lock gives the same bytes again
 project      10 init: a commented definition, role and check for a new appliance
 cli_options  4 what all verbs share: how a parser looks, options that mean the same everywhere
 session      10 boot and ssh: a machine that a person uses
+changes      4 two locks or two results → what changed between them
 licences     6 a bill of materials → the report of licences
 osv          6 a bill of materials and a dump of OSV → known vulnerabilities
 cli_bill     10 sbom, licences, cves: their command line

@@ -6,8 +6,9 @@ Work happens in ``out/NAME/.ID.partial``, which is renamed when all has passed; 
 
 from __future__ import annotations
 
+import difflib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ import conda_appliance
 from conda_appliance import (
     builders,
     catalog,
+    changes,
     containers,
     cyclonedx,
     definition,
@@ -61,6 +63,52 @@ class Result:
     folder: Path
     manifest: manifest.Manifest
     made: bool
+
+
+def update_lock(path: Path, names: Sequence[str]) -> lock.Lock:
+    """Move the packages ``names`` in the definition's lock to what is newest, and no other; tells what moved.
+
+    Raises UsageError for a package that the lock has not, and for one that cannot move alone, with the reason.
+    """
+    image = definition.load_image(path)
+    target = lock.path_for(path)
+    current = lock.read(target)
+    known = resolve.names_of(current)
+    if unknown := [name for name in names if name not in known]:
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        system = {one.name for one in current.debian.packages} if current.debian else set()
+        what = (
+            "is Debian's, whose packages move together"
+            if unknown[0] in system
+            else "is in none of its environments"
+        )
+        raise UsageError(
+            f"{target}: {unknown[0]} {what}",
+            hint=f"conda-appliance lock --upgrade {path}"
+            if unknown[0] in system
+            else f"perhaps {close[0]}"
+            if close
+            else "see `conda-appliance lock FILE --export explicit`",
+        )
+    with _cache() as cache, log.step(f"Update {', '.join(names)} in {target}") as step:
+        made = resolve.resolve(image, path, cache, step.update, earlier=current, update=frozenset(names))
+        moved = changes.between(current, made)
+        there = {change.name for section in moved for change in section.changes}
+        free = made if there >= {*names} else None
+        if free is None:  # is there nothing newer, or do others hold it?
+            everything = frozenset(known)
+            free = resolve.resolve(image, path, cache, step.update, earlier=current, update=everything)
+        lock.write(made, target)
+    for line in changes.text(moved).splitlines():
+        log.info(line)
+    for section in changes.between(current, free):
+        held = [change for change in section.changes if change.name in names and change.name not in there]
+        for change in held:
+            others = ", ".join(one.name for one in section.changes if one not in held)
+            log.warn(
+                f"{change.name} stays: {change.after} wants others to move with it; to be named too: {others}"
+            )
+    return made
 
 
 def ensure_lock(path: Path, *, upgrade: bool = False) -> tuple[lock.Lock, bool]:

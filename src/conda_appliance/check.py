@@ -381,6 +381,7 @@ def _facts(
         fresh=bool(instance),
         prefix=definition.conda.prefix,
         read_only=definition.disk.layout == "split",
+        frozen=definition.conda.frozen,
         # The machine cannot reach a folder of the build host.
         channels=tuple(
             name

@@ -19,10 +19,12 @@ import conda_appliance
 from conda_appliance import (
     batch,
     build,
+    changes,
     cli_bill,
     cli_disc,
     cli_options,
     definition,
+    diff,
     formats,
     lock,
     lockfiles,
@@ -49,7 +51,7 @@ from conda_appliance.errors import (
 from conda_appliance.fields import parse_size
 
 #: The verbs that make or remove trees of files with other owners than ours.
-_AS_ROOT = ("build", "render", "verify", "cache", "clean", "sbom", "licences", "cves")
+_AS_ROOT = ("build", "render", "verify", "cache", "clean", "sbom", "licences", "cves", "diff")
 
 _MAIN = """\
 From one definition to a machine:
@@ -136,6 +138,13 @@ def parser() -> argparse.ArgumentParser:
     )
     cli_options.files(one)
     one.add_argument("--upgrade", action="store_true", help="resolve again although the lock is fresh")
+    one.add_argument(
+        "--update",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="move these packages of conda or PyPI, and no other, and tell what moved",
+    )
     one.add_argument(
         "--export",
         choices=lockfiles.FORMATS,
@@ -286,6 +295,23 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--offline", action="store_true", help="take all downloads from the cache")
     cli_options.json(one)
 
+    one = verb(
+        "diff",
+        _diff,
+        "tell what changed between two locks or two results, as a changelog",
+        "A and B are locks, definitions (their locks are meant), names under out/ or results' folders. Added, removed\n"
+        "and updated packages of the system and each environment, wheels, programs; of two results the artifacts too,\n"
+        "and with --files every path of their root file systems. Exit 0 whether or not anything changed.\n\n"
+        "examples: conda-appliance diff out/hello/b44053c1dca0 hello\n"
+        "          git show HEAD~1:images/app.lock > old.lock; conda-appliance diff old.lock images/app.lock",
+    )
+    one.add_argument("before", metavar="A", help="from this")
+    one.add_argument("after", metavar="B", help="to this")
+    cli_options.out(one)
+    one.add_argument("--files", action="store_true", help="compare the files of two results' disks too")
+    one.add_argument("--markdown", action="store_true", help="as Markdown")
+    cli_options.json(one)
+
     cli_bill.add(verbs)
 
     one = verb(
@@ -378,7 +404,10 @@ def _lock(args: argparse.Namespace) -> int:
         else:
             print(text, end="")
         return 0
-    made, changed = build.ensure_lock(args.file, upgrade=args.upgrade)
+    if args.update:
+        made, changed = build.update_lock(args.file, args.update), True
+    else:
+        made, changed = build.ensure_lock(args.file, upgrade=args.upgrade)
     path = lock.path_for(args.file)
     if args.json:
         cli_options.say({"lock": str(path), "changed": changed, **manifest.package_counts(made)})
@@ -476,6 +505,15 @@ def _verify(args: argparse.Namespace) -> int:
         answer = {"artifacts": {record.file: record.sha256 for record in written.artifacts}}
     if args.json:
         cli_options.say(answer)
+    return 0
+
+
+def _diff(args: argparse.Namespace) -> int:
+    found = diff.diff(args.before, args.after, out=args.out, files=args.files)
+    if args.json:
+        cli_options.say(changes.as_dict(found))
+    else:
+        print(changes.text(found, markdown=args.markdown), end="")
     return 0
 
 

@@ -78,11 +78,17 @@ def virtual_packages(glibc: str) -> tuple[tuple[str, str, str], ...]:
 
 
 def solve(
-    specs: Sequence[str], channels: Sequence[Channel], *, glibc: str, platform: str = "linux-64"
+    specs: Sequence[str],
+    channels: Sequence[Channel],
+    *,
+    glibc: str,
+    platform: str = "linux-64",
+    constraints: Sequence[str] = (),
 ) -> tuple[tuple[CondaPackage, ...], tuple[str, ...]]:
     """The packages that satisfy ``specs``, in the order they are linked, and the virtual packages used.
 
     Channels are in order of priority, strictly: a package comes from the first channel that has its name.
+    ``constraints`` are match specs of packages that may be left out, but if they are needed must be so.
     Raises UsageError when the specs cannot be satisfied (with the solver's explanation) or read, and
     BuildError when a channel cannot be read or a package has no SHA-256 in its channel's index.
     """
@@ -91,6 +97,7 @@ def solve(
         "solve",
         {
             "specs": list(specs),
+            "constraints": list(constraints),
             "channels": [channel.url for channel in channels],
             "platform": platform,
             "virtual": virtual,

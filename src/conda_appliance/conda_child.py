@@ -60,6 +60,7 @@ async def _solve(given: dict[str, Any]) -> list[dict[str, Any]]:
             platforms=[given["platform"], "noarch"],
             gateway=rattler.Gateway(cache_dir=Path(given["cache"])),
             virtual_packages=virtual,
+            constraints=[rattler.MatchSpec(text) for text in given["constraints"]],
         )
     except SolverError as error:
         raise UsageError(

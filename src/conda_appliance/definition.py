@@ -119,6 +119,24 @@ class Environment(Model):
         return self
 
 
+#: Why what is Anaconda's needs a word (https://www.anaconda.com/legal/terms/terms-of-service and its FAQ).
+ANACONDA_TERMS = (
+    "this is Anaconda's, whose terms ask organisations of more than 200 people for a paid licence, and anybody who "
+    "hands its packages on, as an image does. Use conda-forge, or, if you have the licence that your use needs, say so "
+    "with conda.accept: [anaconda-tos]"
+)
+
+
+def is_anacondas(channel: str) -> bool:
+    """Whether a channel, by its name or a URL in it, is under Anaconda's terms of service."""
+    names = "defaults|main|free|r|pro|msys2|anaconda"
+    return bool(
+        re.fullmatch(names, channel)
+        or re.match(r"https?://repo\.(anaconda\.com|continuum\.io)(/|$)", channel)
+        or re.match(rf"https?://conda\.anaconda\.org/({names})(/|$)", channel)
+    )
+
+
 class Conda(Model):
     """The conda side of the machine."""
 
@@ -138,6 +156,17 @@ class Conda(Model):
             "or 'starter', the channel that conda-appliance builds from PyPI and Debian.",
         ),
     ]
+    frozen: Annotated[
+        bool,
+        Field(
+            description="Machine images: conda and pip leave the environments as they are (CEP 22, PEP 668); new ones "
+            "go to /var/lib/conda."
+        ),
+    ] = False
+    accept: Annotated[
+        tuple[Literal["anaconda-tos"], ...],
+        Field(description="anaconda-tos: you may use Anaconda's channels, and hand on what is in them."),
+    ] = ()
     pip_index: Annotated[
         str | None,
         Field(
@@ -153,6 +182,13 @@ class Conda(Model):
         Version | None,
         Field(description="The target's glibc, where the base does not tell it (a cloud image)."),
     ] = None
+
+    @model_validator(mode="after")
+    def _licensed(self) -> Self:
+        theirs = [channel for channel in self.channels if is_anacondas(channel)]
+        if theirs and "anaconda-tos" not in self.accept:
+            raise ValueError(f"{', '.join(theirs)}: {ANACONDA_TERMS}")
+        return self
 
 
 class ProgramFile(Model):
@@ -644,6 +680,7 @@ def lock_digest(path: Path, definition: ImageDefinition) -> str:
     # What is younger than the locks that are about is left out while it is as it always was.
     young = {"kernel"} if definition.base.kernel == "cloud" else set()
     conda = definition.conda.model_dump(mode="json")
+    del conda["frozen"], conda["accept"]  # not what the lock answers
     if conda["pip_index"] is None:
         del conda["pip_index"]
     for environment in conda["environments"].values():

@@ -40,8 +40,9 @@ class Appliance:
 
     ``user`` is the administrator, ``people`` all who may log in, and ``login`` who does. ``keys`` are the public keys
     that may; ``private_key`` is the one of this run's, and ``instance`` its cloud-init instance, or nothing for none.
-    ``read_only``: the environments have a partition of their own. ``fresh``: the machine started for these checks, for
-    the first time. ``patience`` stretches every wait: 1 with KVM, more under emulation.
+    ``read_only``: the environments have a partition of their own. ``frozen``: conda and pip leave them alone.
+    ``fresh``: the machine started for these checks, for the first time. ``patience`` stretches every wait: 1 with KVM,
+    more under emulation.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Appliance:
     fresh: bool
     prefix: str
     read_only: bool
+    frozen: bool
     channels: tuple[str, ...]
     environments: tuple[Environment, ...]
     services: tuple[Service, ...]

@@ -109,14 +109,16 @@ def resolve(
     own: Mapping[str, Path],
     cache: sources.Cache,
     index: str | None = None,
+    constraints: Sequence[str] = (),
     progress: Callable[[str], None] = lambda _text: None,
 ) -> tuple[Wheel, ...]:
     """The wheels that satisfy the requirements ``asked``, and those that the definition has itself, sorted by name.
 
     All of them are in ``cache`` afterwards. ``own`` are files by what the definition calls them, a path or URL that
-    ends with the wheel's name. ``packages`` are the environment's conda packages, which are not installed again.
-    Raises UsageError for what cannot be satisfied, is not understood, has no wheel for the target, or disagrees with a
-    conda package; BuildError when the index cannot be read.
+    ends with the wheel's name. ``constraints`` are requirements that hold for what is needed anyway. ``packages`` are
+    the environment's conda packages, which are not installed again. Raises UsageError for what cannot be satisfied, is
+    not understood, has no wheel for the target, or disagrees with a conda package; BuildError when the index cannot be
+    read.
     """
     locals_ = [_local(url, path, wanted, cache) for url, path in own.items()]
     given = [_requirement(item) for item in asked]
@@ -134,6 +136,7 @@ def resolve(
         excluded=sorted({*conda, *mine}),
         wanted=wanted,
         index=index,
+        constraints=constraints,
     )
     downloads = [
         sources.Download(name=one.filename, url=one.url, sha256=one.sha256, size=one.size) for one in found
@@ -256,7 +259,12 @@ def _consistent(
 
 
 def _ask(
-    requirements: Sequence[str], *, excluded: Sequence[str], wanted: Target, index: str | None
+    requirements: Sequence[str],
+    *,
+    excluded: Sequence[str],
+    wanted: Target,
+    index: str | None,
+    constraints: Sequence[str],
 ) -> list[Wheel]:
     """The wheels of these requirements and of all they require, but the projects ``excluded``."""
     if not requirements:
@@ -268,10 +276,11 @@ def _ask(
     with resources.work_folder(resources.cache_root() / "pip", str(os.getpid())) as work:
         (work / "requirements.in").write_text("".join(f"{one}\n" for one in requirements), encoding="utf-8")
         (work / "excluded.in").write_text("".join(f"{one}\n" for one in excluded), encoding="utf-8")
+        (work / "constraints.in").write_text("".join(f"{one}\n" for one in constraints), encoding="utf-8")
         argv: list[process.Argument] = [uv.find_uv_bin(), "pip", "compile", "requirements.in", "--quiet"]
         argv += ["--python-version", wanted.python, "--no-python-downloads"]
         argv += ["--python-platform", f"{wanted.machine}-manylinux_{known[-1]}"]
-        argv += ["--only-binary", ":all:", "--excludes", "excluded.in"]
+        argv += ["--only-binary", ":all:", "--excludes", "excluded.in", "--constraints", "constraints.in"]
         argv += ["--format", "pylock.toml", "--output-file", "pylock.toml"]
         argv += ["--default-index", index] if index else []
         env = {"UV_CACHE_DIR": str(resources.cache_root() / "uv")}

@@ -422,7 +422,7 @@ def _write_playbook(
                 f"roles: there is no role {role!r} (looked for playbooks/roles/{role}/tasks in {project})",
                 hint=f"write playbooks/roles/{role}/tasks/main.yml, or take {role!r} out of the definition",
             )
-    variables = playbook_variables(definition, folder)
+    variables = playbook_variables(definition, lock, folder)
     _write(into / FACTS, appliance_facts(definition, lock, identity))
     _write(into / "ansible.cfg", text("ansible/ansible.cfg.j2", project=project))
     _write(
@@ -436,7 +436,14 @@ def _write_playbook(
     )
 
 
-def playbook_variables(definition: ImageDefinition, folder: Path) -> dict[str, Any]:
+def _stdlib(lock: Lock, environment: str) -> str:
+    """Where an environment's Python has its standard library, from its prefix; nothing where it has none."""
+    section = lock.conda.environments.get(environment)
+    python = next((one for one in section.packages if one.name == "python"), None) if section else None
+    return f"lib/python{'.'.join(python.version.split('.')[:2])}" if python else ""
+
+
+def playbook_variables(definition: ImageDefinition, lock: Lock, folder: Path) -> dict[str, Any]:
     """What the roles read: the definition, with every unit's words quoted for systemd."""
     prefixes = {name: definition.prefix_of(name) for name in definition.conda.environments}
     return {
@@ -448,8 +455,12 @@ def playbook_variables(definition: ImageDefinition, folder: Path) -> dict[str, A
         },
         "conda": {
             "prefix": definition.conda.prefix,
-            "environments": [{"name": name, "prefix": path} for name, path in prefixes.items()],
+            "environments": [
+                {"name": name, "prefix": path, "stdlib": _stdlib(lock, name)}
+                for name, path in prefixes.items()
+            ],
             "read_only": definition.disk.layout == "split",
+            "frozen": definition.conda.frozen,
             "channels": [channel for channel in definition.conda.channels if _is_remote(channel)],
         },
         "services": [_service(service, prefixes[service.environment]) for service in definition.services],

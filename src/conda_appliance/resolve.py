@@ -111,15 +111,19 @@ def resolve(
     progress: Callable[[str], None],
     *,
     refresh: bool = False,
+    earlier: Lock | None = None,
+    update: frozenset[str] = frozenset(),
 ) -> Lock:
     """Ask apt and the channels what the definition means today. Needs the network.
 
-    ``refresh``: the starter channel is asked for newer packages too.
+    ``refresh``: the starter channel is asked for newer packages too. ``earlier``: all packages stay as that lock has
+    them, but those named in ``update`` and what is new. Raises UsageError when they cannot.
     """
     debian, base_image, glibc = None, None, image.conda.glibc
     if image.base.debian is not None:
         progress(f"Debian {image.base.debian}: reading the signed index")
-        debian = debian_section(image, cache, progress)
+        kept = earlier.debian if earlier is not None else None
+        debian = kept or debian_section(image, cache, progress)
         glibc = glibc or debian.glibc
     elif image.base.image is not None:
         url = image.base.image.url
@@ -139,8 +143,9 @@ def resolve(
             if service.environment == name and service.name in ran
         }
         progress(f"solving the environment {name}")
+        pins = _pins(earlier, name, update)
         solve = _solved if environment.lock is None else _taken
-        section, virtual = solve(image, name, folder, places, own, glibc, cache, progress)
+        section, virtual = solve(image, name, folder, places, own, glibc, cache, progress, pins)
         packages = tuple(_portable(package, local) for package in section.packages)
         environments[name] = section.model_copy(update={"packages": packages})
     ran |= programs.resolve(
@@ -167,6 +172,33 @@ def resolve(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Pins:
+    """What stays as it is: match specs, and requirements."""
+
+    conda: tuple[str, ...] = ()
+    pip: tuple[str, ...] = ()
+
+
+def _pins(earlier: Lock | None, environment: str, update: frozenset[str]) -> _Pins:
+    section = earlier.conda.environments.get(environment) if earlier is not None else None
+    if section is None:
+        return _Pins()
+    return _Pins(
+        conda=tuple(
+            f"{one.name} =={one.version} {one.build}" for one in section.packages if one.name not in update
+        ),
+        pip=tuple(f"{one.name}=={one.version}" for one in section.wheels or () if one.name not in update),
+    )
+
+
+def names_of(lock: Lock) -> set[str]:
+    """The packages of a lock's environments that can be moved one by one."""
+    sections = lock.conda.environments.values()
+    wheels = {one.name for section in sections for one in section.wheels or ()}
+    return wheels | {one.name for section in sections for one in section.packages}
+
+
 def _solved(
     image: ImageDefinition,
     name: str,
@@ -176,10 +208,11 @@ def _solved(
     glibc: str,
     cache: sources.Cache,
     progress: Callable[[str], None],
+    pins: _Pins,
 ) -> tuple[EnvironmentSection, tuple[str, ...]]:
     """An environment that asks for packages: what the channels and PyPI have for it today. ``own`` are wheels."""
     asked = environment_files.read(image.conda.environments[name], folder)
-    packages, virtual = conda.solve(asked.specs, places, glibc=glibc)
+    packages, virtual = conda.solve(asked.specs, places, glibc=glibc, constraints=pins.conda)
     own |= {item: folder / Path(item).expanduser() for item in asked.pip if definition.is_wheel(item)}
     requirements = [item for item in asked.pip if item not in own]
     wheels = None
@@ -191,6 +224,7 @@ def _solved(
             own=own,
             cache=cache,
             index=image.conda.pip_index,
+            constraints=pins.pip,
             progress=progress,
         )
     section = EnvironmentSection(
@@ -208,6 +242,7 @@ def _taken(
     glibc: str,
     cache: sources.Cache,
     progress: Callable[[str], None],
+    _pins: _Pins,
 ) -> tuple[EnvironmentSection, tuple[str, ...]]:
     """An environment that another tool locked, as it locked it."""
     environment = image.conda.environments[name]
@@ -218,6 +253,9 @@ def _taken(
             hint="let the service run in an environment of its own",
         )
     locked = lockfiles.read(path, environment.select, PLATFORM)
+    theirs = [one.filename for one in locked.packages if definition.is_anacondas(one.url)]
+    if theirs and "anaconda-tos" not in image.conda.accept:
+        raise UsageError(f"{path} names {theirs[0]} and {len(theirs) - 1} more: {definition.ANACONDA_TERMS}")
     packages, roots, virtual = lockfiles.take(
         locked, places, glibc=glibc, platform=PLATFORM, cache=cache, progress=progress
     )

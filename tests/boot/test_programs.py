@@ -37,6 +37,7 @@ version: 1.0.0
 base: {debian: trixie}
 conda:
   channels: [starter]
+  frozen: true
   environments:
     base: {dependencies: [python 3.13.*], pip: [bottle ==0.13.*]}
 services:

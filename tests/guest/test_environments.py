@@ -42,12 +42,29 @@ print(json.dumps(failed))
 """
 
 
+#: What the image adds to an environment: its settings, and that nobody changes it.
+_ALLOWED = (
+    "--allow",
+    ".condarc",
+    "--allow",
+    "conda-meta/frozen",
+    "--allow",
+    "lib/python3*/EXTERNALLY-MANAGED",
+)
+
+#: Runs on the machine: installs nothing, but asks pip's own question (PEP 668) and writes byte code nowhere.
+FROZEN = """
+import json, pathlib, sys, sysconfig
+meta = pathlib.Path(sys.prefix, "conda-meta/frozen")
+print(json.loads(meta.read_text())["message"])
+print(pathlib.Path(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED").read_text())
+"""
+
+
 def test_every_file_is_what_its_record_says(host, appliance, environment):
     script = Path(appliance.prefix_check).read_text()
     with host.sudo():
-        result = run_python(
-            host, script, environment.prefix, "--allow", ".condarc", python=environment.python
-        )
+        result = run_python(host, script, environment.prefix, *_ALLOWED, python=environment.python)
     assert result.rc == 0, result.stdout + result.stderr
 
 
@@ -102,3 +119,18 @@ def test_environments_in_a_partition_of_their_own_are_read_only(host, appliance)
         assert host.file(folder).is_directory
         with host.sudo():
             assert host.run(f"test -w {folder}").rc == 0
+
+
+def test_a_frozen_environment_says_so_and_runs_where_nothing_can_be_written(host, appliance, environment):
+    if not appliance.frozen or not environment.has_python:
+        pytest.skip("this environment may be changed")
+    result = run_python(host, FROZEN, python=environment.python)
+    assert appliance.name in result.stdout and "[externally-managed]" in result.stdout, result.stderr
+    with host.sudo():
+        lone = host.run(
+            "systemd-run --quiet --pipe --wait -p DynamicUser=yes -p ProtectSystem=strict -p ProtectHome=yes "
+            f"-p Environment=HOME=/nonexistent {environment.python} -c 'import ssl; print(ssl.OPENSSL_VERSION)'"
+        )
+    assert lone.stdout.startswith("OpenSSL"), lone.stderr
+    settings = yaml.safe_load(host.file(f"{appliance.prefix}/.condarc").content_string)
+    assert settings["envs_dirs"] == ["/var/lib/conda/envs"] and host.file("/var/lib/conda/envs").is_directory

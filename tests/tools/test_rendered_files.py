@@ -170,7 +170,7 @@ def test_ansible_takes_a_definitions_text_as_it_is(tmp_path):
 
 def made_exec(command: str) -> str:
     service = definition(services=[{"name": "web", "command": command}])
-    return render.playbook_variables(service, Path())["services"][0]["exec_start"]
+    return render.playbook_variables(service, LOCK, Path())["services"][0]["exec_start"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="write_files gives what it writes to root")

@@ -93,6 +93,7 @@ def test_checks_read_the_facts_that_were_written(tmp_path):
         user="admin",
         prefix="/opt/conda",
         read_only=False,
+        frozen=False,
         channels=("conda-forge",),
         environments=(
             Environment(name="base", prefix="/opt/conda", requested=("numpy",), has_python=True),

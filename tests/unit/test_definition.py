@@ -239,3 +239,41 @@ def test_checks_that_pytest_would_not_run_are_refused(tmp_path: Path) -> None:
         definition.load_image(path)
     assert [one.path for one in caught.value.problems] == ["checks[0]", "checks[1]"]
     assert "a check stands in a file named test_*.py" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "channel",
+    [
+        "defaults",
+        "main",
+        "anaconda",
+        "https://repo.anaconda.com/pkgs/main",
+        "https://conda.anaconda.org/anaconda",
+    ],
+)
+def test_anacondas_channels_need_a_word_about_their_licence(tmp_path: Path, channel: str) -> None:
+    path = tmp_path / "x.yaml"
+    text = GOOD.replace("channels: [conda-forge]", f"channels: ['{channel}']")
+    assert text != GOOD
+    path.write_text(text)
+    with pytest.raises(
+        DefinitionError, match=r"whose terms ask organisations of more than 200 people"
+    ) as caught:
+        definition.load_image(path)
+    assert channel in str(caught.value) and "Use conda-forge" in str(caught.value)
+    path.write_text(text.replace("channels:", "accept: [anaconda-tos]\n  channels:"))
+    assert definition.load_image(path).conda.accept == ("anaconda-tos",)
+
+
+def test_other_channels_do_not(tmp_path: Path) -> None:
+    assert not definition.is_anacondas("conda-forge") and not definition.is_anacondas("https://x/pkgs/main")
+
+
+def test_a_lock_does_not_answer_what_is_only_said_of_the_machine(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+
+    def digest(text: str) -> str:
+        path.write_text(text)
+        return definition.lock_digest(path, definition.load_image(path))
+
+    assert digest(GOOD.replace("channels:", "frozen: true\n  channels:")) == digest(GOOD)

@@ -29,7 +29,7 @@ def definition(**changed):
 
 
 def variables(tmp_path, **changed):
-    return render.playbook_variables(definition(**changed), tmp_path)
+    return render.playbook_variables(definition(**changed), LOCK, tmp_path)
 
 
 def test_hcl_strings_are_literal():

@@ -1,0 +1,87 @@
+"""One package of a lock moves and no other does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import packages
+import pytest
+from packages import Package
+
+from conda_appliance import build, cli, lock
+from conda_appliance.errors import UsageError
+from conda_appliance.lock import CondaSection, DebianPackage, DebianSection, Lock
+
+DEFINITION = """\
+name: box
+version: 1.0
+base: {debian: trixie}
+conda: {channels: [./channel], environments: {base: {dependencies: [top, free]}}}
+"""
+
+
+class Place:
+    """A definition with a folder channel, locked; its Debian is a stand-in, which no test here asks for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.channel = folder / "channel"
+        self.path = folder / "box.yaml"
+        self.path.write_text(DEFINITION)
+        self.add("low", "1.0")
+        self.add("top", "1.0", "low")
+        self.add("free", "1.0")
+        deb = DebianPackage(
+            name="libc6", version="2.41-1", architecture="amd64", url="u", sha256="0" * 64, size=1
+        )
+        debian = DebianSection(suite="trixie", glibc="2.41", packages=(deb,))
+        nothing = CondaSection(virtual_packages=(), environments={})
+        lock.write(
+            Lock(name="box", digest="0", tools={}, debian=debian, conda=nothing), lock.path_for(self.path)
+        )
+        self.add("free", "1.1")
+        # The first resolution, with the Debian that is there already.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("conda_appliance.resolve.names_of", lambda _lock: {"free"})
+            build.update_lock(self.path, ["free"])
+
+    def add(self, name: str, version: str, *depends: str) -> None:
+        Package(name=name, version=version, depends=depends, noarch="generic").write(self.channel)
+        packages.index(self.channel)
+
+    def versions(self) -> dict[str, str]:
+        section = lock.read(lock.path_for(self.path)).conda.environments["base"]
+        return {one.name: one.version for one in section.packages}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.setenv("CONDA_APPLIANCE_CACHE", str(tmp_path / "cache"))
+    return Place(tmp_path)
+
+
+def test_what_is_named_moves_alone(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert place.versions() == {"low": "1.0", "top": "1.0", "free": "1.1"}
+    place.add("low", "1.1")
+    place.add("free", "2.0")
+    capsys.readouterr()
+    assert cli.main(["lock", str(place.path), "--update", "free"]) == 0
+    assert place.versions() == {"low": "1.0", "top": "1.0", "free": "2.0"}
+    assert "free 1.1 0 → 2.0 0" in capsys.readouterr().err
+
+
+def test_what_others_hold_is_told_with_their_names(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    place.add("low", "2.0")
+    place.add("top", "2.0", "low >=2")
+    build.update_lock(place.path, ["top"])
+    assert place.versions()["top"] == "1.0"
+    assert "top stays: 2.0 0 wants others to move with it; to be named too: low" in capsys.readouterr().err
+    build.update_lock(place.path, ["top", "low"])
+    assert place.versions() == {"low": "2.0", "top": "2.0", "free": "1.1"}
+
+
+def test_what_is_not_there_is_refused(place: Place) -> None:
+    with pytest.raises(UsageError, match="tap is in none of its environments") as caught:
+        build.update_lock(place.path, ["tap"])
+    assert caught.value.hint == "perhaps top"
+    with pytest.raises(UsageError, match="libc6 is Debian's, whose packages move together"):
+        build.update_lock(place.path, ["libc6"])
