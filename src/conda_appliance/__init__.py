@@ -81,6 +81,7 @@ live_disc    8 a machine's layers → the disc that starts it
 installer_disc 6 a golden image → the disc that installs it
 discs        10 disc: discs made, read, verified, written to a stick
 diff         8 diff: what changed between two locks, definitions or results that a person named
+opened       5 an artifact of any form → the environments in it, file by file
 verify       10 whether a result is what it was, and whether its lock gives the same bytes again
 project      10 init: a commented definition, role and check for a new appliance
 cli_options  4 what all verbs share: how a parser looks, options that mean the same everywhere

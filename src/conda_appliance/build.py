@@ -467,6 +467,15 @@ def bill_of(path: Path, locked: lock.Lock | None, *, offline: bool) -> Bill:
     return found
 
 
+def environments_of(path: Path, locked: lock.Lock, *, offline: bool) -> tuple[ImageDefinition, layers.Layer]:
+    """A definition, and its environments as ``locked`` has them: as a tree whose root is the machine's."""
+    image, locked = _read(path, locked=locked)
+    with _cache() as cache, log.step("Link what the lock names") as step:
+        inputs = resolve.fetch(locked, image, path, cache, offline=offline, progress=step.update)
+        store = layers.Store(cache.root / LAYERS)
+        return image, _linked(job_for(image, locked, path, "", store, inputs), step)
+
+
 def _linked(job: builders.Job, step: log.Step) -> layers.Layer:
     return payload.environment(
         job.lock,

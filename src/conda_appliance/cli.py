@@ -287,10 +287,19 @@ def parser() -> argparse.ArgumentParser:
         "compare a result with its manifest, or with what its lock gives today",
         "Reads every artifact and compares it with manifest.json. With --rebuild it is built anew from the result's\n"
         "lock, with nothing of the cache but the verified downloads, and must have the same bytes; a file that\n"
-        "differs is named. Results of the rootfs builder are reproducible; Packer's are not. Exit 3 on a difference.",
+        "differs is named. Results of the rootfs builder are reproducible; Packer's are not. --files opens\n"
+        "artifacts of any form, a disc too, and tells what in their environments is changed, missing or extra.\n"
+        "Exit 3 on a difference.\n\n"
+        "example: conda-appliance verify out/hello/discs/hello-1.0.0-payload.iso --files",
     )
     cli_options.image(one)
     cli_options.out(one)
+    one.add_argument(
+        "--files",
+        action="store_true",
+        help="open every artifact (or the one that IMAGE is) and compare the environments in it, file by file, with "
+        "what the lock gives",
+    )
     one.add_argument("--rebuild", action="store_true", help="build it anew and compare the bytes")
     one.add_argument("--offline", action="store_true", help="take all downloads from the cache")
     cli_options.json(one)
@@ -498,7 +507,9 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    if args.rebuild:
+    if args.files:
+        answer: dict[str, object] = {"files": verify.contents(args.image, out=args.out, offline=args.offline)}
+    elif args.rebuild:
         answer = verify.rebuild(args.image, out=args.out, offline=args.offline)
     else:
         written = verify.verify(args.image, out=args.out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from conda_appliance import (
     lock,
     log,
     manifest,
+    opened,
     resources,
     results,
     trees,
 )
-from conda_appliance.errors import BuildError, CommandFailed, HashMismatch, UsageError
+from conda_appliance.errors import BuildError, CommandFailed, HashMismatch, LockError, UsageError
 
 
 def verify(image: str, *, out: Path) -> manifest.Manifest:
@@ -44,6 +46,57 @@ def verify(image: str, *, out: Path) -> manifest.Manifest:
                 )
         step.note(f"{len(written.artifacts)} artifacts as the manifest says")
     return written
+
+
+def contents(image: str, *, out: Path, offline: bool) -> dict[str, int]:
+    """Open artifacts and compare the environments in them, file by file, with what their lock gives.
+
+    ``image`` is a result, or one file of a result or its discs. Returns how many files each has; raises LockError that
+    names what is changed, missing or extra.
+    """
+    folder, paths = _artifacts(image, out)
+    written = manifest.read(folder)
+    locked = lock.read(folder / f"{written.name}.lock")
+    path = results.definition_of(image if Path(image).suffix in (".yaml", ".yml") else written.name)
+    parsed, linked = build.environments_of(path, locked, offline=offline)
+    expected = linked.path / parsed.conda.prefix.strip("/")
+    count = sum(1 for _, about in trees.walk(expected) if not stat.S_ISDIR(about.st_mode))
+    told: dict[str, int] = {}
+    bad: list[str] = []
+    for one in paths:
+        form = opened.form_of(one, name=written.name, version=written.version)
+        if form is None:
+            raise UsageError(f"{one} is none of the forms of {written.name} {written.version}")
+        with (
+            resources.work_folder(resources.cache_root() / "verify", one.name) as work,
+            log.step(f"Open {one.name} and compare its environments") as step,
+        ):
+            lines = opened.differences(form, one, expected, prefix=parsed.conda.prefix, work=work)
+            step.note(f"{len(lines)} differences" if lines else f"{count} files as the lock gives them")
+        told[one.name] = count
+        bad += [f"{one.name}: {line}" for line in lines]
+    if bad:
+        raise LockError(
+            f"not what the lock gives: {trees.some(bad)}",
+            hint=f"it was changed after it was built, or by something else: conda-appliance build --force {path}",
+        )
+    return told
+
+
+def _artifacts(image: str, out: Path) -> tuple[Path, list[Path]]:
+    """The folder of the result that ``image`` belongs to, and which files are meant."""
+    path = Path(image)
+    if path.is_file() and path.suffix not in (".yaml", ".yml"):
+        near = (path.parent, path.parent.parent / "latest")
+        folder = next((one.resolve() for one in near if (one / manifest.NAME).is_file()), None)
+        if folder is None:
+            raise UsageError(
+                f"{path} lies beside no result, whose lock would say what it should hold",
+                hint="put it into the result's folder, out/NAME/ID/, or out/NAME/discs/",
+            )
+        return folder, [path]
+    folder = results.find(image, out, to_boot=False).disk.parent
+    return folder, [folder / record.file for record in manifest.read(folder).artifacts]
 
 
 def rebuild(image: str, *, out: Path, offline: bool) -> dict[str, Any]:

@@ -54,6 +54,7 @@ def box(tmp_path_factory: pytest.TempPathFactory, seen: Seen) -> Box:
         seen.disc(f"{kind}-iso", discs[kind], time.monotonic() - started)
         process.run(["xorriso", "-indev", discs[kind], "-find"])
         seen.opened(f"{kind}-iso", "xorriso")
+        assert cli("verify", discs[kind], "--files", *words, cwd=folder).returncode == 0
     path.write_text(text + "installer: {unattended: true}\n")
     unattended = made(cli("disc", result, "installer", "--to", folder / "unattended", *words, cwd=folder))
     return Box(path, result, discs["live"], discs["installer"], unattended)

@@ -138,6 +138,13 @@ def test_each_form_is_opened_by_a_program_that_is_not_ours(
     assert {*OPENERS} == {*forms}
 
 
+def test_the_environments_in_each_form_are_what_the_lock_gives(forms: dict[str, Path]) -> None:
+    """Every artifact is opened and compared, file by file; the tools' tests change some."""
+    for image in ("hello", forms["payload-iso"]):
+        done = cli("verify", image, "--files", cwd=forms["qcow2"].parents[3])
+        assert done.returncode == 0, done.stderr
+
+
 def same_disk(driver: str) -> Opener:
     def compare(path: Path, qcow2: Path, _work: Path) -> list[str]:
         process.run(["qemu-img", "compare", "-f", driver, "-F", "qcow2", path, qcow2])
