@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What shares machines or anything else that is long in the making goes to one worker; the longest row first."""
     for item in items:
