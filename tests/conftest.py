@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """What shares machines, or anything else that is long in the making, goes to one worker."""
+    folder, name = item.path.parent.name, item.path.name
+    item.add_marker(pytest.mark.xdist_group("boot" if folder == "boot" else f"{folder}/{name}"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What shares machines or anything else that is long in the making goes to one worker; the longest row first."""
-    for item in items:
-        boots = item.path.parent.name == "boot"
-        item.add_marker(
-            pytest.mark.xdist_group("boot" if boots else f"{item.path.parent.name}/{item.path.name}")
-        )
+    """The longest row first."""
     items.sort(key=lambda item: item.path.parent.name != "boot")
