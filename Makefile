@@ -32,7 +32,7 @@ quickstart: host install ## from a clone to a machine image that booted and pass
 
 test: HOST += $(TEST_HOST)
 test: host install lint ## everything: lint, types, unit tests, real tools, real boots
-	$(BIN)/pytest --numprocesses $(JOBS) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses $(JOBS) --no-loadscope-reorder
 
 forms-table: HOST += $(TEST_HOST)
 forms-table: host install ## write docs/reference/forms-tested.md from a run of the tests that open and start every form
