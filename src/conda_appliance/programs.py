@@ -158,7 +158,9 @@ def place(
         more.append(Files.model_validate({"from": os.fspath(layer.path), "to": home}))
         single = layer.path / f"{service.name}{_SUFFIX.get(section.kind, '')}"
         if section.kind in ("pex", "zipapp"):
-            words, starts_in = [python, f"{home}/{single.name}"], None
+            # The first word is looked up in the environment, wherever an installation has that.
+            first = not service.command or service.command.lstrip().startswith(MARK)
+            words, starts_in = ["python" if first else python, f"{home}/{single.name}"], None
         elif section.kind == "frozen" and [*layer.path.iterdir()] == [single] and single.is_file():
             words, starts_in = [f"{home}/{single.name}"], None
         else:

@@ -109,15 +109,17 @@ def test_a_zip_application_is_a_file_that_the_environments_python_runs(place: Pl
     image = place.define({"zipapp": {"url": place.zipapp()}}, command="{program} --port 8000")
     placed = place.placed(image)
     (service,), (files,) = placed.services, placed.files
-    assert service.command == "/opt/conda/bin/python /opt/appliance/app/app.pyz --port 8000"
+    assert service.command == "python /opt/appliance/app/app.pyz --port 8000"
     assert files.to == "/opt/appliance/app"
     assert [(one.name, one.stat().st_mode & 0o777) for one in Path(files.source).iterdir()] == [
         ("app.pyz", 0o644)
     ]
     assert (
         place.placed(place.define({"zipapp": {"url": "app.pyz"}})).services[0].command
-        == "/opt/conda/bin/python /opt/appliance/app/app.pyz"
+        == "python /opt/appliance/app/app.pyz"
     )
+    other = place.define({"zipapp": {"url": "app.pyz"}}, command="nice {program}")
+    assert place.placed(other).services[0].command == "nice /opt/conda/bin/python /opt/appliance/app/app.pyz"
 
 
 def test_a_repository_is_its_files_at_a_commit(place: Place) -> None:
