@@ -22,6 +22,7 @@ from conda_appliance import bill, conda, cyclonedx, licences, osv, payload, pref
 from conda_appliance.bill import Bill, Component
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import UsageError
+from conda_appliance.layers import Store
 from conda_appliance.lock import CondaSection, EnvironmentSection, Lock
 
 EPOCH = 1_700_000_000
@@ -70,7 +71,8 @@ def linked(debian: Debian, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         }
     )
     files = {one.sha256: Path(one.url.removeprefix("file://")) for one in found} | {wheels[0].sha256: made}
-    tree = payload.environment(lock, files, store=debian.store, epoch=EPOCH, subject="box").path
+    store = Store(folder / "layers")
+    tree = payload.environment(lock, files, store=store, epoch=EPOCH, subject="box").path
     yield (
         bill.make(image, lock, files | debian.files, tree, folder=folder, store=debian.store, epoch=EPOCH),
         tree,
