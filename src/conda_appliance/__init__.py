@@ -37,6 +37,7 @@ packed       3 trees of files → one read-only file system in a file
 machines     3 a batch of machines, YAML or CSV → what each one's seed disc holds
 conda        3 solve, link a prefix for its final path, verify it
 wheel        3 a wheel of PyPI → a conda package
+workspace    1 an environment of a pixi workspace → what it asks for
 environments 3 an environment as its user describes it → what is asked of channels and PyPI
 git          3 a git repository at a commit → its files as one tar
 render       3 → BuildTree; the only Jinja; StrictUndefined

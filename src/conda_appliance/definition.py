@@ -87,7 +87,10 @@ class Environment(Model):
     """A conda environment, by a file or by its dependencies."""
 
     file: Annotated[
-        str | None, Field(description="An environment.yml, as a path from the definition's folder.")
+        str | None,
+        Field(
+            description="An environment.yml, or a pixi workspace (pixi.toml, pyproject.toml), as a path from this file."
+        ),
     ] = None
     dependencies: Annotated[tuple[str, ...], Field(description="Match specs, such as 'python 3.13.*'.")] = ()
     pip: Annotated[
@@ -105,15 +108,15 @@ class Environment(Model):
             "conda-lock.yml, or an @EXPLICIT file."
         ),
     ] = None
-    select: Annotated[str, Field(description="Which environment of a pixi.lock.")] = "default"
+    select: Annotated[str, Field(description="Which environment of a pixi.lock or workspace.")] = "default"
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
         given = [bool(one) for one in (self.file, self.dependencies, self.lock)]
         if sum(given) != 1:
             raise ValueError("give one of 'file', 'dependencies' and 'lock'")
-        if self.select != "default" and self.lock is None:
-            raise ValueError("'select' chooses an environment of a 'lock'")
+        if self.select != "default" and self.lock is None and not (self.file or "").endswith(".toml"):
+            raise ValueError("'select' chooses an environment of a pixi workspace or lock")
         if self.lock and self.pip:
             raise ValueError("'pip' would change what the 'lock' settled: lock it there")
         return self

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from conda_appliance import log
+from conda_appliance import log, workspace
 from conda_appliance.definition import Environment
 from conda_appliance.errors import UsageError
 
@@ -20,14 +20,21 @@ class Asked:
     pip: tuple[str, ...] = ()
 
 
-def read(environment: Environment, folder: Path) -> Asked:
-    """What an environment asks for: its ``dependencies``, or those of the environment.yml in ``folder``; its ``pip``.
+def read(environment: Environment, folder: Path, platform: str = "linux-64") -> Asked:
+    """What an environment asks for: its ``dependencies``, or those of the file in ``folder``; its ``pip``.
+
+    The file is an environment.yml, or a pixi workspace (`workspace.read`), for a ``platform`` of conda's.
 
     Raises UsageError naming what the file holds that cannot be honoured.
     """
     if environment.file is None:
         return Asked(specs=environment.dependencies, pip=environment.pip)
     path = folder / environment.file
+    if path.suffix == ".toml":
+        found = workspace.read(path, environment.select, platform)
+        if found.channels:
+            log.info(f"{path}: its 'channels' are not used; the definition's are")
+        return Asked(specs=found.specs, pip=(*found.pip, *environment.pip))
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

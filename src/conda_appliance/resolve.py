@@ -211,7 +211,7 @@ def _solved(
     pins: _Pins,
 ) -> tuple[EnvironmentSection, tuple[str, ...]]:
     """An environment that asks for packages: what the channels and PyPI have for it today. ``own`` are wheels."""
-    asked = environment_files.read(image.conda.environments[name], folder)
+    asked = environment_files.read(image.conda.environments[name], folder, PLATFORM)
     packages, virtual = conda.solve(asked.specs, places, glibc=glibc, constraints=pins.conda)
     own |= {item: folder / Path(item).expanduser() for item in asked.pip if definition.is_wheel(item)}
     requirements = [item for item in asked.pip if item not in own]
