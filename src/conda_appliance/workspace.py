@@ -1,7 +1,7 @@
 """An environment of a pixi workspace (pixi.toml, or pyproject.toml's ``tool.pixi``) → what it asks for.
 
-Source: https://pixi.sh/latest/reference/pixi_manifest/. Tasks and what is about developing are not read; what would change
-the environment and cannot be honoured is refused by its name.
+Source: https://pixi.sh/latest/reference/pixi_manifest/. Tasks and what is about developing are not read; what would
+change the environment and cannot be honoured is refused by its name.
 """
 
 from __future__ import annotations
