@@ -115,13 +115,16 @@ def ensure_lock(path: Path, *, upgrade: bool = False) -> tuple[lock.Lock, bool]:
     """The definition's lock, written anew if it is missing or stale or ``upgrade`` is asked; and whether it was."""
     image = definition.load_image(path)
     target = lock.path_for(path)
+    system = None
     if not upgrade and target.exists():
         current = lock.read(target)
+        if current.base == definition.base_digest(image):
+            system = current.debian  # a changed environment is no reason for another system
         if current.digest == definition.lock_digest(path, image):
             log.info(f"{target} is up to date")
             return current, False
     with _cache() as cache, log.step(f"Lock {path}") as step:
-        made = resolve.resolve(image, path, cache, step.update, refresh=upgrade)
+        made = resolve.resolve(image, path, cache, step.update, refresh=upgrade, system=system)
         lock.write(made, target)
         step.note(_count(made))
     return made, True

@@ -669,6 +669,12 @@ def load_disc(path: Path) -> DiscDefinition:
     return yamlfile.load(path, DiscDefinition)
 
 
+def base_digest(definition: ImageDefinition) -> str:
+    """The digest of the base alone: while it is the same, a new lock keeps the system's packages as they are."""
+    base = definition.base.model_dump(mode="json", exclude={"boot"})
+    return hashlib.sha256(json.dumps(base, sort_keys=True).encode()).hexdigest()
+
+
 def lock_digest(path: Path, definition: ImageDefinition) -> str:
     """The digest of everything in a definition that a lock answers: the base and the conda section.
 

@@ -121,11 +121,12 @@ class CondaSection(_Part):
 
 
 class Lock(_Part):
-    """Everything a build reads. ``digest`` is `definition.lock_digest` of what it answers."""
+    """Everything a build reads. ``digest`` is `definition.lock_digest` of what it answers, ``base`` of its base."""
 
     version: Literal[1] = 1
     name: str
     digest: str
+    base: str | None = None
     tools: dict[str, str]
     debian: DebianSection | None = None
     image: ImageSection | None = None

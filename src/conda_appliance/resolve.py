@@ -111,18 +111,20 @@ def resolve(
     progress: Callable[[str], None],
     *,
     refresh: bool = False,
+    system: DebianSection | None = None,
     earlier: Lock | None = None,
     update: frozenset[str] = frozenset(),
 ) -> Lock:
     """Ask apt and the channels what the definition means today. Needs the network.
 
-    ``refresh``: the starter channel is asked for newer packages too. ``earlier``: all packages stay as that lock has
-    them, but those named in ``update`` and what is new. Raises UsageError when they cannot.
+    ``refresh``: the starter channel is asked for newer packages too. ``system``: the Debian to keep. ``earlier``: all
+    packages stay as that lock has them, but those named in ``update`` and what is new. Raises UsageError when they
+    cannot.
     """
     debian, base_image, glibc = None, None, image.conda.glibc
     if image.base.debian is not None:
         progress(f"Debian {image.base.debian}: reading the signed index")
-        kept = earlier.debian if earlier is not None else None
+        kept = earlier.debian if earlier is not None else system
         debian = kept or debian_section(image, cache, progress)
         glibc = glibc or debian.glibc
     elif image.base.image is not None:
@@ -160,6 +162,7 @@ def resolve(
     return Lock(
         name=image.name,
         digest=definition.lock_digest(path, image),
+        base=definition.base_digest(image),
         tools={
             "conda-appliance": conda_appliance.__version__,
             "py-rattler": metadata.version("py-rattler"),
