@@ -18,81 +18,83 @@ boottime     1 how a machine starts: what its console, its service and systemd t
 yamlfile     1 YAML 1.2 → a model; all mistakes of a file at once, with their places
 process      1 the only place that starts a program; ends what a dead run left
 resources    1 finds data: the user's project first, then what is shipped; the cache; work folders
-accelerator  2 whether KVM really runs a guest here
-ansible      2 how Ansible is started
-device       2 a disk or stick: what it is, what uses it; an image written to it and read back
-definition   2 YAML → ImageDefinition, DiscDefinition
-schema       3 ImageDefinition → JSON Schema and reference page
-layers       2 what was made once and is used again, addressed by the hash of all that decided it
-lock         2 Lock and its parts; read, write, compare; pure
-namespace    2 mounts and processes of their own, which end with them; the only mounts
-package      2 conda packages as files: .conda archives and repodata
-apt          2 a suite's signed index → the packages to install, with URL and SHA-256
-diskforms    2 a disk image → the files that hypervisors and clouds take
-vagrant      2 a machine that `vagrant up` started: a way in
-qemu         3 QEMU's command line, firmware and control protocol
-sources      3 the only network: verified downloads into the cache
-disctree     3 what a disc will hold: its tree, its SHA256SUMS, its names
-packed       3 trees of files → one read-only file system in a file
-machines     3 a batch of machines, YAML or CSV → what each one's seed disc holds
-conda        3 solve, link a prefix for its final path, verify it
-wheel        3 a wheel of PyPI → a conda package
+accelerator  3 whether KVM really runs a guest here
+ansible      3 how Ansible is started
+device       3 a disk or stick: what it is, what uses it; an image written to it and read back
+definition_conda 2 the conda side of a definition: environments, channels, licences
+definition_services 2 the services of a definition, and their programs
+definition   3 YAML → ImageDefinition, DiscDefinition
+schema       4 ImageDefinition → JSON Schema and reference page
+layers       3 what was made once and is used again, addressed by the hash of all that decided it
+lock         3 Lock and its parts; read, write, compare; pure
+namespace    3 mounts and processes of their own, which end with them; the only mounts
+package      3 conda packages as files: .conda archives and repodata
+apt          3 a suite's signed index → the packages to install, with URL and SHA-256
+diskforms    3 a disk image → the files that hypervisors and clouds take
+vagrant      3 a machine that `vagrant up` started: a way in
+qemu         4 QEMU's command line, firmware and control protocol
+sources      4 the only network: verified downloads into the cache
+disctree     4 what a disc will hold: its tree, its SHA256SUMS, its names
+packed       4 trees of files → one read-only file system in a file
+machines     4 a batch of machines, YAML or CSV → what each one's seed disc holds
+conda        4 solve, link a prefix for its final path, verify it
+wheel        4 a wheel of PyPI → a conda package
 workspace    1 an environment of a pixi workspace → what it asks for
-environments 3 an environment as its user describes it → what is asked of channels and PyPI
-git          3 a git repository at a commit → its files as one tar
-render       3 → BuildTree; the only Jinja; StrictUndefined
-manifest     3 manifest.json, SHA256SUMS
-relocation   3 where linked environments name their prefix
-pypi         4 what is asked of PyPI → wheels, for the machine and its conda packages
-wheels       4 locked wheels → files of a linked environment
-channel      4 a folder of recipes → a channel of real conda packages
-bootstrap    4 locked .debs → a Debian root file system
-disc         4 → an ISO 9660 disc; the only pycdlib; clock passed in
-disk         4 trees of files → a bootable raw disk: partitions, file systems, boot loaders
-ova          4 a vmdk → an appliance in one file: OVF descriptor, manifest, disk
-installation 4 what linked environments carry to a machine where a shell moves and installs them
-compare      4 what the root file system of a disk image holds
-bootable     5 kernel, initramfs and GRUB for the discs that start a machine
-bill         5 what an appliance is made of → one bill of materials
-lockfiles    5 locks of other tools, in and out: pixi.lock, conda-lock.yml, @EXPLICIT
-programs     5 what services run beside packages: PEX, zipapp, wheel, git, frozen → files of the machine
-payload      5 conda packages → the linked environments, as a tree and on the payload disc
-seed         5 keys and a host name → the NoCloud disc that cloud-init reads
-basedisk     5 a Debian root file system or a cloud image → the disk that Packer starts from
-machine      5 Machine: QEMU, serial log, SSH; the only paramiko
-export       5 disk image → artifacts, side by side
-boxes        5 a disk that has Vagrant's user → a Vagrant box
-resolve      6 definition → Lock; lock → verified files in the cache
-payload_disc 6 environments and install.sh → the payload disc for a machine that runs Linux
-cyclonedx    6 a bill of materials as CycloneDX
-spdx         6 a bill of materials as SPDX
-containers   6 environments and a service → a container image, in layers
-ospackages   6 environments, files and services → a Debian package and an RPM
-plain        6 environments → a tar for any prefix, and an installer in one file
-userspace_disc 6 environments and mount.sh → the disc that a machine runs them from
-builders/    7 a Protocol; packer.py boots the base, rootfs.py does not; both run the playbook
-catalog      6 the boxes of several versions → the catalog that Vagrant adds and updates from
-check        6 testinfra on a Machine → CheckReport
-results      6 out/NAME/: finished builds, the latest, what a failure left
-identity     7 a build's id: the hash of everything that decides the image
-shipping     8 what a build ships: the disk's forms, boxes, what is made from the environments alone
-build        9 the recipe: definition and lock → out/NAME/ID/
-batch        10 several definitions at once
-live_disc    8 a machine's layers → the disc that starts it
-installer_disc 6 a golden image → the disc that installs it
-discs        10 disc: discs made, read, verified, written to a stick
-diff         8 diff: what changed between two locks, definitions or results that a person named
-opened       5 an artifact of any form → the environments in it, file by file
-verify       10 whether a result is what it was, and whether its lock gives the same bytes again
-project      10 init: a commented definition, role and check for a new appliance
-cli_options  4 what all verbs share: how a parser looks, options that mean the same everywhere
-session      10 boot and ssh: a machine that a person uses
-changes      4 two locks or two results → what changed between them
-licences     6 a bill of materials → the report of licences
-osv          6 a bill of materials and a dump of OSV → known vulnerabilities
-cli_bill     10 sbom, licences, cves: their command line
-cli_disc     11 disc: its command line
-cli          12 verbs, exit codes
+environments 4 an environment as its user describes it → what is asked of channels and PyPI
+git          4 a git repository at a commit → its files as one tar
+render       4 → BuildTree; the only Jinja; StrictUndefined
+manifest     4 manifest.json, SHA256SUMS
+relocation   4 where linked environments name their prefix
+pypi         5 what is asked of PyPI → wheels, for the machine and its conda packages
+wheels       5 locked wheels → files of a linked environment
+channel      5 a folder of recipes → a channel of real conda packages
+bootstrap    5 locked .debs → a Debian root file system
+disc         5 → an ISO 9660 disc; the only pycdlib; clock passed in
+disk         5 trees of files → a bootable raw disk: partitions, file systems, boot loaders
+ova          5 a vmdk → an appliance in one file: OVF descriptor, manifest, disk
+installation 5 what linked environments carry to a machine where a shell moves and installs them
+compare      5 what the root file system of a disk image holds
+bootable     6 kernel, initramfs and GRUB for the discs that start a machine
+bill         6 what an appliance is made of → one bill of materials
+lockfiles    6 locks of other tools, in and out: pixi.lock, conda-lock.yml, @EXPLICIT
+programs     6 what services run beside packages: PEX, zipapp, wheel, git, frozen → files of the machine
+payload      6 conda packages → the linked environments, as a tree and on the payload disc
+seed         6 keys and a host name → the NoCloud disc that cloud-init reads
+basedisk     6 a Debian root file system or a cloud image → the disk that Packer starts from
+machine      6 Machine: QEMU, serial log, SSH; the only paramiko
+export       6 disk image → artifacts, side by side
+boxes        6 a disk that has Vagrant's user → a Vagrant box
+resolve      7 definition → Lock; lock → verified files in the cache
+payload_disc 7 environments and install.sh → the payload disc for a machine that runs Linux
+cyclonedx    7 a bill of materials as CycloneDX
+spdx         7 a bill of materials as SPDX
+containers   7 environments and a service → a container image, in layers
+ospackages   7 environments, files and services → a Debian package and an RPM
+plain        7 environments → a tar for any prefix, and an installer in one file
+userspace_disc 7 environments and mount.sh → the disc that a machine runs them from
+builders/    8 a Protocol; packer.py boots the base, rootfs.py does not; both run the playbook
+catalog      7 the boxes of several versions → the catalog that Vagrant adds and updates from
+check        7 testinfra on a Machine → CheckReport
+results      7 out/NAME/: finished builds, the latest, what a failure left
+identity     8 a build's id: the hash of everything that decides the image
+shipping     9 what a build ships: the disk's forms, boxes, what is made from the environments alone
+build       10 the recipe: definition and lock → out/NAME/ID/
+batch        11 several definitions at once
+live_disc    9 a machine's layers → the disc that starts it
+installer_disc 7 a golden image → the disc that installs it
+discs        11 disc: discs made, read, verified, written to a stick
+diff         9 diff: what changed between two locks, definitions or results that a person named
+opened       6 an artifact of any form → the environments in it, file by file
+verify       11 whether a result is what it was, and whether its lock gives the same bytes again
+project      11 init: a commented definition, role and check for a new appliance
+cli_options  5 what all verbs share: how a parser looks, options that mean the same everywhere
+session      11 boot and ssh: a machine that a person uses
+changes      5 two locks or two results → what changed between them
+licences     7 a bill of materials → the report of licences
+osv          7 a bill of materials and a dump of OSV → known vulnerabilities
+cli_bill     11 sbom, licences, cves: their command line
+cli_disc     12 disc: its command line
+cli          13 verbs, exit codes
 ============ = ========================================================================================
 """
 

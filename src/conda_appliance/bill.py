@@ -25,7 +25,7 @@ from packaging.licenses import InvalidLicenseExpression, canonicalize_license_ex
 from conda_appliance import conda, layers, prefix_check, process, pypi, resources, trees
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.layers import Store
-from conda_appliance.lock import DebianPackage, Lock
+from conda_appliance.lock import CondaPackage, DebianPackage, Lock, Wheel
 
 #: Where the bill stands in a machine image, as CycloneDX.
 PLACE = "etc/conda-appliance/sbom.cdx.json"
@@ -257,7 +257,7 @@ def licences_of_copyright(text: str) -> list[str]:
 # --- conda, PyPI, files -----------------------------------------------------------------------------
 
 
-def _of_conda(package: Any, record: Mapping[str, Any], part: str, prefix: str) -> Component:
+def _of_conda(package: CondaPackage, record: Mapping[str, Any], part: str, prefix: str) -> Component:
     said = str(record.get("license") or "")
     url = conda.public_url(package)
     qualifiers = {
@@ -284,7 +284,7 @@ def _of_conda(package: Any, record: Mapping[str, Any], part: str, prefix: str) -
     )
 
 
-def _of_wheel(wheel: Any, path: Path, part: str, tree: Path, prefix: str) -> Component:
+def _of_wheel(wheel: Wheel, path: Path, part: str, tree: Path, prefix: str) -> Component:
     about = pypi.metadata_of(path, wheel.filename)
     said = about.get("License-Expression") or about.get("License") or ""
     classified = [

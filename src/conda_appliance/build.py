@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -68,36 +69,20 @@ class Result:
 def update_lock(path: Path, names: Sequence[str]) -> lock.Lock:
     """Move the packages ``names`` in the definition's lock to what is newest, and no other; tells what moved.
 
-    Raises UsageError for a package that the lock has not, and for one that cannot move alone, with the reason.
+    Raises UsageError for a package that the lock has not; LockError for a lock that is stale already.
     """
     image = definition.load_image(path)
     target = lock.path_for(path)
     current = lock.read(target)
-    known = resolve.names_of(current)
-    if unknown := [name for name in names if name not in known]:
-        close = difflib.get_close_matches(unknown[0], known, n=1)
-        system = {one.name for one in current.debian.packages} if current.debian else set()
-        what = (
-            "is Debian's, whose packages move together"
-            if unknown[0] in system
-            else "is in none of its environments"
-        )
-        raise UsageError(
-            f"{target}: {unknown[0]} {what}",
-            hint=f"conda-appliance lock --upgrade {path}"
-            if unknown[0] in system
-            else f"perhaps {close[0]}"
-            if close
-            else "see `conda-appliance lock FILE --export explicit`",
-        )
+    lock.require_fresh(current, definition.lock_digest(path, image), path)
+    _require_movable(current, names, path)
     with _cache() as cache, log.step(f"Update {', '.join(names)} in {target}") as step:
-        made = resolve.resolve(image, path, cache, step.update, earlier=current, update=frozenset(names))
+        anew = partial(resolve.resolve, image, path, cache, step.update, system=current.debian)
+        made = anew(earlier=current, update=frozenset(names))
         moved = changes.between(current, made)
         there = {change.name for section in moved for change in section.changes}
-        free = made if there >= {*names} else None
-        if free is None:  # is there nothing newer, or do others hold it?
-            everything = frozenset(known)
-            free = resolve.resolve(image, path, cache, step.update, earlier=current, update=everything)
+        # One that stays: is there nothing newer, or do others hold it?
+        free = made if there >= {*names} else anew()
         lock.write(made, target)
     for line in changes.text(moved).splitlines():
         log.info(line)
@@ -109,6 +94,26 @@ def update_lock(path: Path, names: Sequence[str]) -> lock.Lock:
                 f"{change.name} stays: {change.after} wants others to move with it; to be named too: {others}"
             )
     return made
+
+
+def _require_movable(current: lock.Lock, names: Sequence[str], path: Path) -> None:
+    known = resolve.names_of(current)
+    system = {one.name for one in current.debian.packages} if current.debian else set()
+    for name in names:
+        if name in known:
+            continue
+        if name in system:
+            raise UsageError(
+                f"{lock.path_for(path)}: {name} is Debian's, whose packages move together",
+                hint=f"conda-appliance lock --upgrade {path}",
+            )
+        close = difflib.get_close_matches(name, known, n=1)
+        raise UsageError(
+            f"{lock.path_for(path)}: {name} is in none of its environments",
+            hint=f"perhaps {close[0]}"
+            if close
+            else f"conda-appliance lock {path} --export pixi lists what is",
+        )
 
 
 def ensure_lock(path: Path, *, upgrade: bool = False) -> tuple[lock.Lock, bool]:

@@ -137,15 +137,16 @@ def parser() -> argparse.ArgumentParser:
         "--upgrade resolves again and takes what is newest. Needs the network (or a mirror, or folder channels).",
     )
     cli_options.files(one)
-    one.add_argument("--upgrade", action="store_true", help="resolve again although the lock is fresh")
-    one.add_argument(
+    either = one.add_mutually_exclusive_group()
+    either.add_argument("--upgrade", action="store_true", help="resolve again although the lock is fresh")
+    either.add_argument(
         "--update",
         nargs="+",
         default=(),
         metavar="NAME",
         help="move these packages of conda or PyPI, and no other, and tell what moved",
     )
-    one.add_argument(
+    either.add_argument(
         "--export",
         choices=lockfiles.FORMATS,
         help="print an environment of the lock as another tool's: pixi.lock, conda-lock.yml, or an @EXPLICIT file",
@@ -405,6 +406,8 @@ def _formats(args: argparse.Namespace) -> int:
 
 
 def _lock(args: argparse.Namespace) -> int:
+    if args.to and not args.export:
+        raise UsageError("--to belongs to `lock --export`")
     if args.export:
         text = build.export_lock(args.file, args.export, args.environment)
         if args.to:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from conda_appliance import bootstrap, layers, payload, process, render, resources, trees
-from conda_appliance.definition import ImageDefinition, Service
+from conda_appliance.definition import ImageDefinition
+from conda_appliance.definition_services import Service
 from conda_appliance.errors import BuildError, UsageError
 from conda_appliance.installation import Shipment
 

@@ -42,9 +42,7 @@ def write(bill: Bill) -> str:
         },
         "components": [_component(one) for one in bill.components],
         "dependencies": [{"ref": root, "dependsOn": [one.ref for one in bill.components]}],
-        "compositions": [
-            {"aggregate": "complete" if bill.whole else "incomplete_first_party_only", "assemblies": [root]}
-        ],
+        "compositions": [{"aggregate": "complete" if bill.whole else "incomplete", "assemblies": [root]}],
     }
     return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from conda_appliance import log, workspace
-from conda_appliance.definition import Environment
+from conda_appliance.definition_conda import Environment
 from conda_appliance.errors import UsageError
 
 

@@ -59,13 +59,14 @@ def _has(repository: Path, commit: str) -> bool:
 
 
 def _fetch(repository: Path, url: str, commit: str) -> None:
-    fetch = ("-C", repository, "fetch", "--quiet", "--no-tags", "--end-of-options", url)
+    fetch = ("-C", repository, "fetch", "--quiet", "--no-tags")
+    where = ("--end-of-options", url)
     try:
         # Most servers give one commit that is asked for; the others are asked for all they show.
         try:
-            _git(*fetch[:5], "--depth=1", *fetch[5:], commit)
+            _git(*fetch, "--depth=1", *where, commit)
         except CommandFailed:
-            _git(*fetch, "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
+            _git(*fetch, *where, "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
     except CommandFailed as error:
         said = error.output.strip().splitlines()
         raise BuildError(

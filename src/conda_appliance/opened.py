@@ -11,27 +11,28 @@ import json
 import re
 import shutil
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from conda_appliance import compare, formats, process, trees
+from conda_appliance import compare, formats, process, resources, trees
 from conda_appliance.errors import BuildError
 
-#: What an image or a form adds to the environments: settings, marks that nobody changes them, what moves them.
-_ADDED = (
-    ".condarc",
-    "conda-meta/frozen",
-    "lib/python3*/EXTERNALLY-MANAGED",
-    "bin/activate",
-    "bin/deactivate",
-    "bin/conda-unpack",
-    "share/conda-unpack",
-    "share/conda-unpack/*",
-    "etc/conda-appliance",
-    "etc/conda-appliance/*",
-)
-#: The folders above what is added, where an environment may have none.
-_ABOVE = ("etc", "share", "bin")
+#: What a machine image adds to the environments: settings, and that nobody changes them.
+_OF_IMAGES = (".condarc", "conda-meta/frozen", "lib/python3*/EXTERNALLY-MANAGED")
+#: What else a form adds on purpose, by name; anything more is told.
+_ADDED = {
+    "userspace-iso": ("conda-meta/frozen", "lib/python3*/EXTERNALLY-MANAGED"),
+    **dict.fromkeys(
+        ("tar", "sh"),
+        (
+            *("bin", "bin/activate", "bin/deactivate", "bin/conda-unpack", "share", "share/conda-unpack"),
+            *(
+                f"share/conda-unpack/{name}"
+                for name in ("about", "paths", "relocations", "relocate.sh", "bytecode.py")
+            ),
+        ),
+    ),
+}
 
 #: The programs of the host that open each form, beside those of `compare`.
 TOOLS = {
@@ -70,15 +71,15 @@ def differences(form: str, path: Path, expected: Path, *, prefix: str, work: Pat
         else trees.listing(_TREES[form](path, prefix, work), times=False)
     )
     wanted = trees.listing(expected, times=False)
-    above = {one for one in _ABOVE if one not in wanted}
-    for name in [one for one in found if one not in wanted and (one in above or _is_added(one))]:
+    added = _ADDED.get(form, _OF_IMAGES if form in _DISKS or form == "live-iso" else ())
+    for name in [one for one in found if one not in wanted and _matches(one, added)]:
         del found[name]
     found["."] = wanted["."]  # the folder itself is the machine's
     return trees.differences(wanted, found)
 
 
-def _is_added(path: str) -> bool:
-    return any(fnmatch.fnmatchcase(path, pattern) for pattern in _ADDED)
+def _matches(path: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 
 # --- disks ------------------------------------------------------------------------------------------
@@ -92,7 +93,7 @@ def _disk(path: Path, prefix: str, work: Path) -> dict[str, str]:
     listed = compare.tree_of(path, looked, times=False)
     if inside not in listed:
         raise BuildError(
-            f"{path.name} has no {prefix} in its root file system", hint="its disk.layout is split"
+            f"{path.name} has no {prefix} in its root file system", hint="a disk with disk.layout: split cannot be opened here"
         )
     found = {
         name.removeprefix(f"{inside}/"): about
@@ -183,20 +184,34 @@ def _container(path: Path, prefix: str, work: Path) -> Path:
         manifest = json.loads(_blob(outer, index["manifests"][0]["digest"]).read_text())
         layers = [_blob(outer, one["digest"]) for one in manifest["layers"]]
     inside = prefix.strip("/")
+    tree.mkdir()
     for layer in layers:
         with tarfile.open(layer) as archive:
             for member in archive:
                 name = PurePosixPath(member.name.removeprefix("./"))
-                if not name.is_relative_to(inside) or ".." in name.parts:
+                if not name.is_relative_to(inside):
+                    continue
+                _require_within(tree, name.parent, path)
+                if name.name == ".wh..wh..opq":
+                    resources.remove(tree / name.parent)
                     continue
                 if name.name.startswith(".wh."):
-                    gone = tree / name.with_name(name.name.removeprefix(".wh."))
-                    shutil.rmtree(gone) if gone.is_dir() and not gone.is_symlink() else gone.unlink(
-                        missing_ok=True
-                    )
-                else:
-                    archive.extract(member, tree, numeric_owner=True, filter="fully_trusted")
+                    resources.remove(tree / name.with_name(name.name.removeprefix(".wh.")))
+                    continue
+                if member.islnk():
+                    _require_within(tree, PurePosixPath(member.linkname), path)
+                if not member.isdir() or (tree / name).is_symlink():
+                    resources.remove(tree / name)  # what lies there is replaced, never written through
+                archive.extract(member, tree, numeric_owner=True, filter="fully_trusted")
     return tree / inside
+
+
+def _require_within(tree: Path, name: PurePosixPath, artifact: Path) -> None:
+    """Raise BuildError for a name in a layer that a link, or ``..``, leads out of ``tree``: it is written by root."""
+    if not (tree / name).resolve().is_relative_to(tree.resolve()):
+        raise BuildError(
+            f"{artifact.name} has {name}, which leads out of it", hint="somebody made it to do harm"
+        )
 
 
 def _blob(folder: Path, digest: str) -> Path:

@@ -23,7 +23,8 @@ from elftools.elf.gnuversions import GNUVerNeedSection
 from packaging.specifiers import SpecifierSet
 
 from conda_appliance import git, layers, pypi, resources, sources, wheel
-from conda_appliance.definition import Files, GitTree, ImageDefinition, ProgramFile, Service
+from conda_appliance.definition import Files, ImageDefinition
+from conda_appliance.definition_services import GitTree, ProgramFile, Service
 from conda_appliance.errors import BuildError, HashMismatch, LockError, UsageError
 from conda_appliance.lock import Lock, ProgramSection
 

@@ -22,7 +22,8 @@ import yaml
 
 import conda_appliance
 from conda_appliance import process, resources
-from conda_appliance.definition import Files, ImageDefinition, Service, is_public_key
+from conda_appliance.definition import Files, ImageDefinition, is_public_key
+from conda_appliance.definition_services import Service
 from conda_appliance.errors import UsageError
 from conda_appliance.lock import Lock
 

@@ -19,11 +19,13 @@ from conda_appliance import (
     channel,
     conda,
     definition,
+    definition_conda,
     lockfiles,
     programs,
     pypi,
     resources,
     sources,
+    trees,
 )
 from conda_appliance import environments as environment_files
 from conda_appliance.apt import Apt
@@ -37,6 +39,7 @@ from conda_appliance.lock import (
     EnvironmentSection,
     ImageSection,
     Lock,
+    Wheel,
 )
 
 #: The platform of the machine, by conda's name.
@@ -117,15 +120,14 @@ def resolve(
 ) -> Lock:
     """Ask apt and the channels what the definition means today. Needs the network.
 
-    ``refresh``: the starter channel is asked for newer packages too. ``system``: the Debian to keep. ``earlier``: all
-    packages stay as that lock has them, but those named in ``update`` and what is new. Raises UsageError when they
-    cannot.
+    ``refresh``: the starter channel is asked for newer packages too. ``system``: the Debian to keep. ``earlier``: the
+    environments' packages stay as that lock has them, but those named in ``update`` and what is new. Raises UsageError
+    when they cannot.
     """
     debian, base_image, glibc = None, None, image.conda.glibc
     if image.base.debian is not None:
         progress(f"Debian {image.base.debian}: reading the signed index")
-        kept = earlier.debian if earlier is not None else system
-        debian = kept or debian_section(image, cache, progress)
+        debian = system or debian_section(image, cache, progress)
         glibc = glibc or debian.glibc
     elif image.base.image is not None:
         url = image.base.image.url
@@ -135,6 +137,7 @@ def resolve(
     places = channels(image, path, cache, progress, refresh=refresh)
     local = {place.url: place.name for place in places if is_local(place.name)}
     folder, glibc = path.resolve().parent, glibc or OLDEST_GLIBC
+    run = _Run(image=image, folder=folder, places=places, glibc=glibc, cache=cache, progress=progress)
     ran = programs.resolve_wheels(image, folder, cache, progress)
     environments = {}
     virtual: tuple[str, ...] = ()
@@ -145,9 +148,10 @@ def resolve(
             if service.environment == name and service.name in ran
         }
         progress(f"solving the environment {name}")
-        pins = _pins(earlier, name, update)
-        solve = _solved if environment.lock is None else _taken
-        section, virtual = solve(image, name, folder, places, own, glibc, cache, progress, pins)
+        if environment.lock is None:
+            section, virtual = run.solved(name, own, _pins(earlier, name, update))
+        else:
+            section, virtual = run.taken(name, own)
         packages = tuple(_portable(package, local) for package in section.packages)
         environments[name] = section.model_copy(update={"packages": packages})
     ran |= programs.resolve(
@@ -202,73 +206,82 @@ def names_of(lock: Lock) -> set[str]:
     return wheels | {one.name for section in sections for one in section.packages}
 
 
-def _solved(
-    image: ImageDefinition,
-    name: str,
-    folder: Path,
-    places: Sequence[conda.Channel],
-    own: dict[str, Path],
-    glibc: str,
-    cache: sources.Cache,
-    progress: Callable[[str], None],
-    pins: _Pins,
-) -> tuple[EnvironmentSection, tuple[str, ...]]:
-    """An environment that asks for packages: what the channels and PyPI have for it today. ``own`` are wheels."""
-    asked = environment_files.read(image.conda.environments[name], folder, PLATFORM)
-    packages, virtual = conda.solve(asked.specs, places, glibc=glibc, constraints=pins.conda)
-    own |= {item: folder / Path(item).expanduser() for item in asked.pip if definition.is_wheel(item)}
-    requirements = [item for item in asked.pip if item not in own]
-    wheels = None
-    if requirements or own:
-        wheels = pypi.resolve(
-            requirements,
-            packages,
-            pypi.target(packages, glibc, PLATFORM),
-            own=own,
-            cache=cache,
-            index=image.conda.pip_index,
-            constraints=pins.pip,
-            progress=progress,
-        )
-    section = EnvironmentSection(
-        prefix=image.prefix_of(name), specs=asked.specs, packages=packages, wheels=wheels
-    )
-    return section, virtual
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What every environment of a definition is resolved with."""
 
+    image: ImageDefinition
+    folder: Path
+    places: Sequence[conda.Channel]
+    glibc: str
+    cache: sources.Cache
+    progress: Callable[[str], None]
 
-def _taken(
-    image: ImageDefinition,
-    name: str,
-    folder: Path,
-    places: Sequence[conda.Channel],
-    own: dict[str, Path],
-    glibc: str,
-    cache: sources.Cache,
-    progress: Callable[[str], None],
-    _pins: _Pins,
-) -> tuple[EnvironmentSection, tuple[str, ...]]:
-    """An environment that another tool locked, as it locked it."""
-    environment = image.conda.environments[name]
-    path = folder / (environment.lock or "")
-    if own:
-        raise UsageError(
-            f"{', '.join(own)} would change what {path} settled",
-            hint="let the service run in an environment of its own",
+    def solved(
+        self, name: str, own: Mapping[str, Path], pins: _Pins
+    ) -> tuple[EnvironmentSection, tuple[str, ...]]:
+        """An environment that asks for packages: what the channels and PyPI have for it today.
+
+        And the virtual packages of the machine. ``own`` are wheels that its services run.
+        """
+        asked = environment_files.read(self.image.conda.environments[name], self.folder, PLATFORM)
+        packages, virtual = conda.solve(asked.specs, self.places, glibc=self.glibc, constraints=pins.conda)
+        theirs = {
+            item: self.folder / Path(item).expanduser()
+            for item in asked.pip
+            if definition_conda.is_wheel(item)
+        }
+        requirements = [item for item in asked.pip if item not in theirs]
+        wheels = None
+        if asked.pip or own:
+            wheels = pypi.resolve(
+                requirements,
+                packages,
+                pypi.target(packages, self.glibc, PLATFORM),
+                own={**own, **theirs},
+                cache=self.cache,
+                index=self.image.conda.pip_index,
+                constraints=pins.pip,
+                progress=self.progress,
+            )
+        return self._section(name, asked.specs, packages, wheels), virtual
+
+    def taken(self, name: str, own: Mapping[str, Path]) -> tuple[EnvironmentSection, tuple[str, ...]]:
+        """An environment that another tool locked, as it locked it; and the virtual packages of the machine."""
+        environment = self.image.conda.environments[name]
+        path = self.folder / (environment.lock or "")
+        if own:
+            raise UsageError(
+                f"{', '.join(own)} would change what {path} settled",
+                hint="let the service run in an environment of its own",
+            )
+        locked = lockfiles.read(path, environment.select, PLATFORM)
+        theirs = [one.filename for one in locked.packages if definition_conda.is_anacondas(one.url)]
+        if theirs and "anaconda-tos" not in self.image.conda.accept:
+            raise UsageError(f"{path} names {trees.some(theirs)}: {definition_conda.ANACONDA_TERMS}")
+        packages, roots, virtual = lockfiles.take(
+            locked,
+            self.places,
+            glibc=self.glibc,
+            platform=PLATFORM,
+            cache=self.cache,
+            progress=self.progress,
         )
-    locked = lockfiles.read(path, environment.select, PLATFORM)
-    theirs = [one.filename for one in locked.packages if definition.is_anacondas(one.url)]
-    if theirs and "anaconda-tos" not in image.conda.accept:
-        raise UsageError(f"{path} names {theirs[0]} and {len(theirs) - 1} more: {definition.ANACONDA_TERMS}")
-    packages, roots, virtual = lockfiles.take(
-        locked, places, glibc=glibc, platform=PLATFORM, cache=cache, progress=progress
-    )
-    wheels = None
-    if locked.wheels:
-        wheels = lockfiles.wheels(
-            locked, pypi.target(packages, glibc, PLATFORM), cache=cache, progress=progress
-        )
-    section = EnvironmentSection(prefix=image.prefix_of(name), specs=roots, packages=packages, wheels=wheels)
-    return section, virtual
+        wheels = None
+        if locked.wheels:
+            target = pypi.target(packages, self.glibc, PLATFORM)
+            wheels = lockfiles.wheels(locked, target, cache=self.cache, progress=self.progress)
+        return self._section(name, roots, packages, wheels), virtual
+
+    def _section(
+        self,
+        name: str,
+        specs: tuple[str, ...],
+        packages: tuple[CondaPackage, ...],
+        wheels: tuple[Wheel, ...] | None,
+    ) -> EnvironmentSection:
+        prefix = self.image.prefix_of(name)
+        return EnvironmentSection(prefix=prefix, specs=specs, packages=packages, wheels=wheels)
 
 
 def debian_section(

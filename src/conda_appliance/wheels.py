@@ -1,10 +1,10 @@
 """Locked wheels → files of a linked environment, by PyPA's installer.
 
 It is what pip's ``--require-hashes --no-index --no-deps`` is for: the wheels are the lock's, byte for byte, and nothing
-else is looked for. pip itself would run on the environment's
-Python and write this host's paths; the library that the packaging authority wrote for this writes for another prefix.
-Scripts find their Python beside themselves (as uv's relocatable environments do), so that an environment which is moved
-needs nothing changed in them, and their digests in RECORD hold.
+else is looked for. pip itself would run on the environment's Python and write this host's paths; the library that the
+packaging authority wrote for this writes for another prefix. Scripts find their Python beside themselves (as uv's
+relocatable environments do), so that an environment which is moved needs nothing changed in them, and their digests in
+RECORD hold.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def install(
         _install(given, wheel, into, site, owners)
         given.unlink()
     resources.remove(named)
-    _compile(wheels, into, site, prefix)
+    _compile(into, site, prefix)
     conda.settle(into, epoch)
     if findings := prefix_check.check(into, unread=frozenset(owners.values())):
         raise BuildError(
@@ -113,10 +113,10 @@ def _install(path: Path, wheel: Wheel, into: Path, site: Path, owners: Mapping[s
         raise BuildError(f"{wheel.filename} cannot be installed: {error}") from None
 
 
-def _compile(wheels: Sequence[Wheel], into: Path, site: Path, prefix: str) -> None:
+def _compile(into: Path, site: Path, prefix: str) -> None:
     """Compile the wheels' modules, and record the byte code."""
     records = {
-        path: list(csv.reader(io.StringIO((path).read_text("utf-8"))))
+        path: list(csv.reader(io.StringIO(path.read_text("utf-8"))))
         for path in sorted(site.glob("*.dist-info/RECORD"))
         if (path.parent / "INSTALLER").read_text("utf-8").strip() == "conda-appliance"
     }

@@ -116,6 +116,9 @@ def test_cyclonedx_own_validator_accepts_it(linked: tuple[Bill, Path]) -> None:
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
     value = json.loads(text)
     assert value["compositions"][0]["aggregate"] == "complete"
+    partly = cyclonedx.write(replace(linked[0], whole=False))
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(partly) is None
+    assert json.loads(partly)["compositions"][0]["aggregate"] == "incomplete"
     broken = text.replace('"alg": "SHA-256"', '"alg": "SHA-0"')
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(broken) is not None
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import shutil
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -223,3 +225,68 @@ def test_what_is_none_of_it_is_said_so(maker: Maker, tmp_path: Path) -> None:
     with pytest.raises(BuildError, match=r"demo\.sh is no installer"):
         opened.differences("sh", tmp_path / "demo.sh", maker.linked.path, prefix=PREFIX, work=tmp_path)
     assert opened.form_of(tmp_path / "demo.sh", name="demo", version="1.0") is None
+
+
+@pytest.mark.parametrize("how", ["a link before it", "a link in its place", "a hard link", "a whiteout"])
+def test_a_container_made_to_write_elsewhere_writes_nowhere(tmp_path: Path, how: str) -> None:
+    """It is opened by root: what its layers name stays in the folder where they are laid."""
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "file").write_text("untouched")
+    link = tarfile.TarInfo("opt/demo/link")
+    link.type, link.linkname = (
+        tarfile.SYMTYPE,
+        str(victim if how != "a link in its place" else victim / "file"),
+    )
+    evil = tarfile.TarInfo("opt/demo/link/file")
+    evil.size = 4
+    if how == "a link in its place":
+        evil.name = "opt/demo/link"
+    elif how == "a hard link":
+        link.type, link.linkname = tarfile.LNKTYPE, os.path.relpath(victim / "file", tmp_path / "open/tree")
+        evil.name = "opt/demo/link"
+    elif how == "a whiteout":
+        evil.name = "opt/demo/link/.wh.file"
+    (tmp_path / "image").mkdir()
+    (tmp_path / "image/manifest.json").write_text('[{"Layers": ["layer.tar"]}]')
+    with tarfile.open(tmp_path / "image/layer.tar", "w") as archive:
+        archive.addfile(link)
+        archive.addfile(evil, io.BytesIO(b"evil"))
+    process.run(["tar", "-c", "-f", tmp_path / "demo.docker.tar", "-C", tmp_path / "image", "."])
+    (tmp_path / "open").mkdir()
+    (tmp_path / "expected").mkdir()
+
+    def look() -> list[str]:
+        image = tmp_path / "demo.docker.tar"
+        return opened.differences(
+            "docker-archive", image, tmp_path / "expected", prefix=PREFIX, work=tmp_path / "open"
+        )
+
+    if how == "a link in its place":
+        assert look() == ["extra: link"]
+    else:
+        with pytest.raises(BuildError, match="which leads out of it"):
+            look()
+    assert (victim / "file").read_text() == "untouched"
+
+
+def test_more_than_a_form_adds_is_told(maker: Maker, tmp_path: Path) -> None:
+    """Each form's own additions are known by name: those of another form are strange to it."""
+    strange = dataclasses.replace(maker.linked, path=tmp_path / "strange")
+    shutil.copytree(maker.linked.path, strange.path, symlinks=True)
+    for name in (".condarc", "bin/activate", "share/conda-unpack/more"):
+        path = strange.path / PREFIX[1:] / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("strange\n")
+    for form, told in (
+        ("deb", [".condarc", "bin/activate", "share/conda-unpack", "share/conda-unpack/more"]),
+        ("tar", [".condarc", "share/conda-unpack/more"]),
+    ):
+        work = tmp_path / form
+        work.mkdir()
+        path = maker.make(form, strange, work)
+        (work / "open").mkdir()
+        found = opened.differences(
+            form, path, maker.linked.path / PREFIX[1:], prefix=PREFIX, work=work / "open"
+        )
+        assert [line.removeprefix("extra: ") for line in found] == told

@@ -8,8 +8,8 @@ import packages
 import pytest
 from packages import Package
 
-from conda_appliance import build, cli, lock
-from conda_appliance.errors import UsageError
+from conda_appliance import build, cli, definition, lock, resolve
+from conda_appliance.errors import LockError, UsageError
 from conda_appliance.lock import CondaSection, DebianPackage, DebianSection, Lock
 
 DEFINITION = """\
@@ -35,14 +35,11 @@ class Place:
         )
         debian = DebianSection(suite="trixie", glibc="2.41", packages=(deb,))
         nothing = CondaSection(virtual_packages=(), environments={})
-        lock.write(
-            Lock(name="box", digest="0", tools={}, debian=debian, conda=nothing), lock.path_for(self.path)
-        )
+        base = definition.base_digest(definition.load_image(self.path))
+        first = Lock(name="box", digest="0" * 64, base=base, tools={}, debian=debian, conda=nothing)
+        lock.write(first, lock.path_for(self.path))
         self.add("free", "1.1")
-        # The first resolution, with the Debian that is there already.
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("conda_appliance.resolve.names_of", lambda _lock: {"free"})
-            build.update_lock(self.path, ["free"])
+        build.ensure_lock(self.path)
 
     def add(self, name: str, version: str, *depends: str) -> None:
         Package(name=name, version=version, depends=depends, noarch="generic").write(self.channel)
@@ -85,3 +82,30 @@ def test_what_is_not_there_is_refused(place: Place) -> None:
     assert caught.value.hint == "perhaps top"
     with pytest.raises(UsageError, match="libc6 is Debian's, whose packages move together"):
         build.update_lock(place.path, ["libc6"])
+
+
+def test_a_changed_environment_is_no_reason_for_another_system(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def newer(*_args: object) -> DebianSection:
+        asked.append("Debian")
+        return DebianSection(suite="trixie", glibc="2.41", packages=())
+
+    monkeypatch.setattr(resolve, "debian_section", newer)
+    place.path.write_text(DEFINITION.replace("[top, free]", "[top]"))
+    build.ensure_lock(place.path)
+    assert "free" not in place.versions() and asked == []
+    place.path.write_text(DEFINITION.replace("debian: trixie", "debian: trixie, packages: [nano]"))
+    build.ensure_lock(place.path)
+    assert asked == ["Debian"], "a changed base is one"
+    build.ensure_lock(place.path, upgrade=True)
+    assert len(asked) == 2
+
+
+def test_a_stale_lock_is_not_updated_in_parts(place: Place) -> None:
+    """It would be taken for fresh then, with the system of another base."""
+    place.path.write_text(DEFINITION.replace("debian: trixie", "debian: trixie, packages: [nano]"))
+    with pytest.raises(LockError, match="is stale"):
+        build.update_lock(place.path, ["free"])

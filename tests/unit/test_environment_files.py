@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from conda_appliance import conda, environments
-from conda_appliance.definition import Environment
+from conda_appliance.definition_conda import Environment
 from conda_appliance.errors import UsageError
 from conda_appliance.lock import CondaPackage
 
