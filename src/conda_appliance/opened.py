@@ -93,7 +93,8 @@ def _disk(path: Path, prefix: str, work: Path) -> dict[str, str]:
     listed = compare.tree_of(path, looked, times=False)
     if inside not in listed:
         raise BuildError(
-            f"{path.name} has no {prefix} in its root file system", hint="a disk with disk.layout: split cannot be opened here"
+            f"{path.name} has no {prefix} in its root file system",
+            hint="a disk with disk.layout: split cannot be opened here",
         )
     found = {
         name.removeprefix(f"{inside}/"): about

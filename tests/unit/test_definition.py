@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 import yaml
 
-from conda_appliance import definition, schema, yamlfile
+from conda_appliance import definition, definition_conda, schema, yamlfile
 from conda_appliance.errors import DefinitionError, UsageError
 
 GOOD = """\
@@ -265,8 +265,10 @@ def test_anacondas_channels_need_a_word_about_their_licence(tmp_path: Path, chan
     assert definition.load_image(path).conda.accept == ("anaconda-tos",)
 
 
-def test_other_channels_do_not(tmp_path: Path) -> None:
-    assert not definition.is_anacondas("conda-forge") and not definition.is_anacondas("https://x/pkgs/main")
+def test_other_channels_do_not() -> None:
+    assert not definition_conda.is_anacondas("conda-forge") and not definition_conda.is_anacondas(
+        "https://x/pkgs/main"
+    )
 
 
 def test_a_lock_does_not_answer_what_is_only_said_of_the_machine(tmp_path: Path) -> None:
