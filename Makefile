@@ -18,6 +18,8 @@ HOST := python3 python3-venv ca-certificates openssh-client \
 TEST_HOST := syslinux syslinux-common busybox-static shellcheck skopeo umoci runc lintian genisoimage libarchive-tools p7zip-full \
 	vagrant vagrant-libvirt libvirt-daemon-system libvirt-clients dnsmasq-base iptables iproute2
 
+# Tests at a time. An emulated machine keeps one processor busy.
+JOBS ?= 2
 FORM_TESTS := $(addprefix tests/boot/,test_rootfs.py test_forms.py test_boot_discs.py test_discs.py test_vagrant.py)
 
 .PHONY: help quickstart test check unit host install lint forms-table bench docs clean
@@ -30,7 +32,7 @@ quickstart: host install ## from a clone to a machine image that booted and pass
 
 test: HOST += $(TEST_HOST)
 test: host install lint ## everything: lint, types, unit tests, real tools, real boots
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(JOBS) --no-loadscope-reorder
 
 forms-table: HOST += $(TEST_HOST)
 forms-table: host install ## write docs/reference/forms-tested.md from a run of the tests that open and start every form

@@ -254,7 +254,7 @@ def boot_time(
         image=image.name,
         firmware=_firmware(definition, firmware),
         accelerator=str(running.accelerator),
-        cpus=machine.processors(),
+        cpus=running.accelerator.processors,
         service=service.name if service else None,
         answered=answered,
         cpu=cpu,

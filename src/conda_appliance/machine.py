@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,23 +45,18 @@ POWER_OFF_TIMEOUT = 30.0
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 
-#: A machine under emulation wants two processors; builds that run side by side take turns.
-_SLOTS = threading.Semaphore(max(1, (os.cpu_count() or 1) // 2))
-
-
+@cache
 def slot() -> threading.Semaphore:
-    """What is held (``with slot():``) while a machine runs that is not a person's own."""
-    return _SLOTS
+    """What is held (``with slot():``) while a machine runs that is not a person's own.
+
+    Builds that run side by side have as many machines at a time as the host has processors for.
+    """
+    return threading.Semaphore(max(1, (os.cpu_count() or 1) // accelerator().processors))
 
 
 def tools() -> list[str]:
     """The host's programs that a machine needs."""
     return ["qemu-system-x86_64", "qemu-img", "ssh-keygen"]
-
-
-def processors() -> int:
-    """How many processors a machine gets: two where the host has them."""
-    return min(2, os.cpu_count() or 1)
 
 
 def new_key(folder: Path, comment: str = "conda-appliance") -> Path:
@@ -139,13 +135,16 @@ class Machine:
         """Wait until ``user`` is logged in with ``key``; returns the seconds since power-on.
 
         ``progress`` gets the console's last line now and then. Raises BuildError with the end of the console
-        when QEMU dies or ``timeout`` seconds (else `BOOT_TIMEOUT`, stretched under emulation) are over.
+        when QEMU dies, the guest's kernel panics or ``timeout`` seconds (else `BOOT_TIMEOUT`, stretched under
+        emulation) are over.
         """
         limit = timeout if timeout is not None else BOOT_TIMEOUT * self.accelerator.patience
         deadline = time.monotonic() + limit
         stage = "nothing answered on its SSH port"
         while True:
             self._require_running("before it answered over SSH")
+            if qemu.panicked(self.serial_log):
+                raise self._failure("the machine's kernel stopped (a panic) before it answered over SSH")
             left = deadline - time.monotonic()
             if left <= 0:
                 raise self._failure(
@@ -324,7 +323,6 @@ def boot(
     seed: Path | None = None,
     discs: Sequence[Path] = (),
     memory_mib: int = 1024,
-    cpus: int | None = None,
     ssh_port: int | None = None,
     forwards: Sequence[int] = (),
     accelerated_by: Accelerator | None = None,
@@ -336,9 +334,8 @@ def boot(
 
     ``seed`` is a cloud-init NoCloud disc; ``discs`` lie in CD drives (`Machine.eject`). ``ssh_port`` is the port of
     127.0.0.1 that leads to the guest's SSH; without it, and for the guest's ports in ``forwards``, the kernel picks
-    free ones (see `Machine`). ``cpus`` is two where the host has them. ``arrived`` gets what the console and the
-    firmware say, when they say it (see `qemu.watch`). An ``image`` that is a disc may be ``attached`` as a
-    CD or a stick.
+    free ones (see `Machine`). ``arrived`` gets what the console and the firmware say, when they say it (see
+    `qemu.watch`). An ``image`` that is a disc may be ``attached`` as a CD or a stick.
 
     Raises ToolMissing without QEMU or OVMF, UsageError when a port is in use, BuildError when QEMU does not
     start.
@@ -350,7 +347,7 @@ def boot(
         accelerator=accelerated_by,
         firmware=firmware,
         memory_mib=memory_mib,
-        cpus=cpus or processors(),
+        cpus=accelerated_by.processors,
         forwards=[Forward(guest=22, host=ssh_port or 0), *(Forward(guest=port) for port in forwards)],
         seed=seed,
         discs=discs,

@@ -41,6 +41,8 @@ OVMF = (
 OVERLAY = "overlay.qcow2"
 VARIABLES = "uefi-variables.fd"
 CONSOLE = "console.log"
+#: What Linux says when it has stopped for good (kernel/panic.c).
+PANIC = "Kernel panic - not syncing"
 #: What a machine that is watched says, as it says it: named pipes, see `watch`.
 TAPS = ("console", "firmware")
 
@@ -288,6 +290,11 @@ _CONTROLS = re.compile(
 def plain(text: str) -> str:
     """What a console said, without colours and cursor movements, in lines that end as text's do."""
     return _CONTROLS.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def panicked(log: Path) -> bool:
+    """Whether the guest's kernel has stopped for good, by its console's log."""
+    return any(PANIC in line for line in tail(log, 100))
 
 
 def tail(log: Path, lines: int = 30) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shlex
 import shutil
@@ -250,7 +249,7 @@ class MachineInputs:
     acceleration: str
     ansible_playbook: Path
     qemu: str = "qemu-system-x86_64"
-    cpus: int = min(4, os.cpu_count() or 1)
+    cpus: int = 1
     memory_mib: int = 2048
 
 

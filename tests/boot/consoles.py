@@ -53,6 +53,7 @@ class Console:
         deadline = time.monotonic() + seconds
         while not (found := re.search(pattern, self.text[self._read_to :])):
             left = deadline - time.monotonic()
+            assert qemu.PANIC not in self.text, f"the kernel stopped before {pattern!r}:\n{self.text[-4000:]}"
             assert left > 0, f"no {pattern!r} within {seconds:.0f} s:\n{self.text[-4000:]}"
             self._line.settimeout(left)
             try:
@@ -95,8 +96,9 @@ def power_on(
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(str(work / "console"))
     listening.listen(1)
-    argv = ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-vga", "std", "-m", "1024", "-smp", "2"]
-    argv += ["-machine", "q35,sata=off,usb=off", *accelerator.accelerator().arguments]
+    chosen = accelerator.accelerator()
+    argv = ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-vga", "std", "-m", "1024"]
+    argv += ["-machine", "q35,sata=off,usb=off", "-smp", str(chosen.processors), *chosen.arguments]
     argv += ["-device", "ahci,id=sata", "-device", "qemu-xhci,id=usb"]
     if firmware == "uefi":
         code, variables = qemu.ovmf()

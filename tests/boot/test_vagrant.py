@@ -24,13 +24,15 @@ from conda_appliance.disk import ROOT_START, SECTOR
 URL = "http://127.0.0.1:8765"
 FORMS = "formats: [qcow2, box-libvirt, box-virtualbox, box-qemu]"
 
-#: Vagrant reads this before a project's own: without KVM libvirt is told so, and the machine gets a name.
+#: Vagrant reads this before a project's own: without KVM libvirt is told so and gives one processor (see
+#: `accelerator.Accelerator.processors`), and the machine gets a name.
 HOME = """\
 Vagrant.configure("2") do |config|
   config.vm.hostname = "plant-7"
   config.vm.boot_timeout = 1200
   config.vm.provider :libvirt do |libvirt|
     libvirt.driver = "DRIVER"
+    libvirt.cpus = CPUS
   end
 end
 """
@@ -62,8 +64,9 @@ def host(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ho
     folder = tmp_path_factory.mktemp("host")
     with running(folder) as host:
         (host.home / "vagrant.d").mkdir()
-        driver = "kvm" if accelerator.accelerator().name == "kvm" else "qemu"
-        (host.home / "vagrant.d/Vagrantfile").write_text(HOME.replace("DRIVER", driver))
+        chosen = accelerator.accelerator()
+        home = HOME.replace("DRIVER", "kvm" if chosen.name == "kvm" else "qemu")
+        (host.home / "vagrant.d/Vagrantfile").write_text(home.replace("CPUS", str(chosen.processors)))
         serve = host.command(
             [sys.executable, "-m", "http.server", "8765", "--bind", "127.0.0.1"], project / "boxes"
         )

@@ -63,7 +63,7 @@ def wait_for(condition, seconds: float = 30.0) -> bool:
 
 
 def test_a_guest_that_never_boots_is_told_with_its_last_words(tmp_path, work):
-    disk = guest(tmp_path, "first line\r\nKernel panic - not syncing: no root\r\n")
+    disk = guest(tmp_path, "first line\r\nwaiting for the root device: no root\r\n")
     before = disk.read_bytes()
     key = machine.new_key(work)
     with machine.boot(disk, work=work, accelerated_by=TCG, memory_mib=64) as running:
@@ -72,10 +72,25 @@ def test_a_guest_that_never_boots_is_told_with_its_last_words(tmp_path, work):
             running.wait_for_ssh("admin", key, timeout=3)
         pid = running._qemu.pid
     assert "could not be reached over SSH within 3 s" in failure.value.message
-    assert "  | Kernel panic - not syncing: no root" in failure.value.message
+    assert "  | waiting for the root device: no root" in failure.value.message
     assert str(running.serial_log) in failure.value.hint
     assert has_ended(pid)
     assert disk.read_bytes() == before
+
+
+def test_a_kernel_that_panics_is_not_waited_for(tmp_path, work):
+    disk = guest(tmp_path, "[    1.2] Kernel panic - not syncing: no root\r\n")
+    key = machine.new_key(work)
+    with machine.boot(disk, work=work, accelerated_by=TCG, memory_mib=64) as running:
+        with pytest.raises(BuildError, match="kernel stopped") as failure:
+            running.wait_for_ssh("admin", key, timeout=600)
+        assert running.running
+    assert "  | [    1.2] Kernel panic - not syncing: no root" in failure.value.message
+
+
+def test_an_emulated_machine_has_one_processor():
+    assert TCG.processors == 1
+    assert Accelerator(name="kvm", reason="a test").processors == min(2, os.cpu_count())
 
 
 def test_a_guest_that_switches_itself_off_is_told_as_such(tmp_path, work):

@@ -155,6 +155,7 @@ def render(job: Job, into: Path) -> BuildTree:
         )
         step.note(resources.size_text(load.size))
     with log.step("Render the Packer and Ansible files"):
+        chosen = accelerator.accelerator()
         tree = rendering.build_tree(
             job.image,
             job.lock,
@@ -165,7 +166,8 @@ def render(job: Job, into: Path) -> BuildTree:
                 base_sha256=base.sha256,
                 payload=load.path,
                 payload_sha256=load.sha256,
-                acceleration=accelerator.accelerator().name,
+                acceleration=chosen.name,
+                cpus=chosen.processors,
                 ansible_playbook=ansible.playbook_program(),
             ),
             packer_version=version_numbers(),

@@ -1,0 +1,33 @@
+"""Several tests at once (`make test`): a file at a time in each row, and in one row all that share built machines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+#: Boot tests that make their own machines; the others start from two that are built once in a run.
+ALONE = ("test_boot_discs.py", "test_cloud_image.py", "test_programs.py")
+
+
+def _row(nodeid: str) -> str:
+    file = nodeid.partition("::")[0]
+    return "boot" if file.startswith("tests/boot/") and not file.endswith(ALONE) else file
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest row first, then what boots, then what runs programs."""
+    order = {"boot": 1, "tools": 2, "unit": 3}
+    items.sort(key=lambda item: 0 if _row(item.nodeid) == "boot" else order.get(item.path.parent.name, 4))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What shares machines, or anything else that is long in the making, goes to one worker."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Rows(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _row(nodeid)
+
+    return Rows(config, log)
