@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 #: Boot tests that make their own machines; the others start from two that are built once in a run.
-ALONE = ("test_boot_discs.py", "test_cloud_image.py", "test_programs.py")
+ALONE = ("test_boot_discs.py", "test_cloud_image.py", "test_distributions.py", "test_programs.py")
 
 
 def _row(nodeid: str) -> str:

@@ -48,6 +48,7 @@ relocation   4 where linked environments name their prefix
 pypi         5 what is asked of PyPI → wheels, for the machine and its conda packages
 wheels       5 locked wheels → files of a linked environment
 channel      5 a folder of recipes → a channel of real conda packages
+distribution 5 Miniforge, Miniconda, any installer of constructor's → the environment that it makes
 bootstrap    5 locked .debs → a Debian root file system
 disc         5 → an ISO 9660 disc; the only pycdlib; clock passed in
 disk         5 trees of files → a bootable raw disk: partitions, file systems, boot loaders

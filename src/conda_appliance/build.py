@@ -54,7 +54,7 @@ from conda_appliance.errors import CheckFailed, UsageError
 BUILDERS = tuple(builders.BUILDERS)
 
 #: Where the cache keeps its layers.
-LAYERS = "layers"
+LAYERS = layers.FOLDER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -490,6 +490,7 @@ def _linked(job: builders.Job, step: log.Step) -> layers.Layer:
         job.files,
         store=job.store,
         epoch=job.epoch,
+        base=job.image.base,
         subject=job.image.name,
         progress=step.update,
     )

@@ -23,7 +23,18 @@ from pathlib import Path
 from typing import Any, Literal, cast
 from xml.etree import ElementTree
 
-from conda_appliance import boottime, log, machine, prefix_check, process, qemu, resources, seed, vagrant
+from conda_appliance import (
+    boottime,
+    log,
+    machine,
+    prefix_check,
+    process,
+    qemu,
+    render,
+    resources,
+    seed,
+    vagrant,
+)
 from conda_appliance import definition as definitions
 from conda_appliance.boottime import BootTime
 from conda_appliance.definition import ImageDefinition
@@ -382,12 +393,7 @@ def _facts(
         prefix=definition.conda.prefix,
         read_only=definition.disk.layout == "split",
         frozen=definition.conda.frozen,
-        # The machine cannot reach a folder of the build host.
-        channels=tuple(
-            name
-            for name in definition.conda.channels
-            if name != "starter" and not name.startswith((".", "/", "~"))
-        ),
+        channels=tuple(render.machine_channels(definition)),
         environments=tuple(environments),
         services=tuple(services),
         keys=tuple(allowed),

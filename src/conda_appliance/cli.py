@@ -51,7 +51,7 @@ from conda_appliance.errors import (
 from conda_appliance.fields import parse_size
 
 #: The verbs that make or remove trees of files with other owners than ours.
-_AS_ROOT = ("build", "render", "verify", "cache", "clean", "sbom", "licences", "cves", "diff")
+_AS_ROOT = ("lock", "build", "render", "verify", "cache", "clean", "sbom", "licences", "cves", "diff")
 
 _MAIN = """\
 From one definition to a machine:

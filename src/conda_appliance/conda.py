@@ -193,6 +193,38 @@ def link(
         raise
 
 
+def settle_installed(
+    packages: Sequence[CondaPackage], *, into: Path, prefix: str, epoch: int, store: Store, cmd: str
+) -> None:
+    """Make an environment that another program laid down at ``into`` say nothing of when and where that was.
+
+    Byte code is compiled as `link` does and recorded; each file that no record names is listed in
+    `prefix_check.INSTALLED`. ``cmd`` is what its history names. Raises BuildError as `link` does.
+    """
+    made = _Linked(packages=packages, prefix=prefix, into=into, epoch=epoch, specs=(), store=store)
+    for path, about in trees.walk(into):
+        if path.endswith(".pyc") and stat.S_ISREG(about.st_mode) and "/__pycache__/" in path:
+            (into / path).unlink()
+    for record in prefix_check.records(into):
+        entries = record["paths_data"]["paths"]
+        record["paths_data"]["paths"] = [
+            one for one in entries if "/__pycache__/" not in one["_path"] or (into / one["_path"]).exists()
+        ]
+        name = record.pop("_file")
+        _replace(into / "conda-meta" / name, json.dumps(record))
+    _normalise(made, frozenset(), cmd=cmd)
+    unnamed = prefix_check.check(into, (".condarc",))
+    lines = [
+        f"{prefix_check.digest_of(into / path)}  {path}\n"
+        for path in (line.removeprefix("extra: ") for line in unnamed if line.startswith("extra: "))
+    ]
+    if lines:
+        listed = into / prefix_check.INSTALLED
+        listed.parent.mkdir(parents=True, exist_ok=True)
+        _replace(listed, "".join(lines))
+    settle(into, epoch)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Before:
     """An environment that was linked before: its folder, and its packages' SHA-256 by name.
@@ -264,18 +296,18 @@ def _install(
             {"archives": given, "into": str(into), "prefix": prefix, "cache": str(work / "unpacked")},
         )
         for package in packages:
-            _keep_licences(
-                work / "unpacked" / re.sub(r"\.(conda|tar\.bz2)$", "", package.filename), package, into
+            keep_licences(
+                work / "unpacked" / re.sub(r"\.(conda|tar\.bz2)$", "", package.filename), package.name, into
             )
     finally:
         resources.remove(named)
         resources.remove(work / "unpacked")
 
 
-def _keep_licences(unpacked: Path, package: CondaPackage, into: Path) -> None:
+def keep_licences(unpacked: Path, name: str, into: Path) -> None:
     """Lay a package's licence texts beside its files: what unpacks packages elsewhere leaves them in its cache."""
     texts = unpacked / "info" / "licenses"
-    target = into / LICENCES / package.name
+    target = into / LICENCES / name
     if texts.is_dir() and not target.exists():  # one that is there may be another environment's too
         shutil.copytree(texts, target)
 
@@ -375,7 +407,7 @@ def _share(folder: str, to: str, gone: Set[str], at: str) -> bool:
     return found
 
 
-def _normalise(made: _Linked, kept: Set[str]) -> None:
+def _normalise(made: _Linked, kept: Set[str], *, cmd: str = "") -> None:
     """Make the tree say nothing of this host, this moment and rattler's ways; the packages ``kept`` already are so."""
     into, meta = made.into, made.into / "conda-meta"
     records = {package.name: _read_record(meta, package) for package in made.packages}
@@ -391,7 +423,7 @@ def _normalise(made: _Linked, kept: Set[str]) -> None:
         _clean_record(record, package, made.specs)
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         _replace(meta / _record_name(package), text)
-    _replace(meta / "history", _history(made.packages, made.specs, made.epoch))
+    _replace(meta / "history", _history(made.packages, made.specs, made.epoch, cmd))
     settle(into, made.epoch)
 
 
@@ -560,10 +592,10 @@ def _record_byte_code(into: Path, records: Mapping[str, dict[str, Any]]) -> None
                 paths.append({"_path": name, "path_type": "pyc_file", **about})
 
 
-def _history(packages: Sequence[CondaPackage], specs: Sequence[str], epoch: int) -> str:
+def _history(packages: Sequence[CondaPackage], specs: Sequence[str], epoch: int, cmd: str = "") -> str:
     """conda's own log of an environment, in which it looks up what its user asked for."""
     when = datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%d %H:%M:%S")
-    lines = [f"==> {when} <==", f"# cmd: conda-appliance {conda_appliance.__version__}"]
+    lines = [f"==> {when} <==", f"# cmd: {cmd or f'conda-appliance {conda_appliance.__version__}'}"]
     lines += [
         f"+{_channel_name(package)}/{package.subdir}::{package.name}-{package.version}-{package.build}"
         for package in sorted(packages, key=lambda package: package.name)

@@ -319,6 +319,12 @@ class ImageDefinition(Model):
                         f"port {service.port} of service {service.name!r} is {ports[service.port]}'s"
                     )
                 ports[service.port] = service.name
+        for name, environment in self.conda.environments.items():
+            if environment.distribution is not None and self.base.debian is None:
+                raise ValueError(
+                    f"the installer of environment {name!r} runs in the machine's own system, which is known before "
+                    "the build for a 'debian' base only"
+                )
         twice = {form for form in self.formats if self.formats.count(form) > 1}
         if twice:
             raise ValueError(f"formats names {', '.join(sorted(twice))} twice")
@@ -445,11 +451,11 @@ def lock_digest(path: Path, definition: ImageDefinition) -> str:
     # What is younger than the locks that are about is left out while it is as it always was.
     young = {"kernel"} if definition.base.kernel == "cloud" else set()
     conda = definition.conda.model_dump(mode="json")
-    del conda["frozen"], conda["accept"]  # not what the lock answers
+    del conda["frozen"], conda["accept"], conda["settings"]  # not what the lock answers
     if conda["pip_index"] is None:
         del conda["pip_index"]
     for environment in conda["environments"].values():
-        for key, usual in (("pip", []), ("lock", None), ("select", "default")):
+        for key, usual in (("pip", []), ("lock", None), ("select", "default"), ("distribution", None)):
             if environment[key] == usual:
                 del environment[key]
     asked = {
@@ -497,6 +503,8 @@ def _missing_files(path: Path, definition: ImageDefinition) -> list[Problem]:
             for index, item in enumerate(environment.pip)
             if is_wheel(item)
         ]
+        if (one := environment.distribution) and one.installer and "://" not in one.installer:
+            named.append((("conda", "environments", name, "distribution", "installer"), one.installer))
     for index, service in enumerate(definition.services):
         if service.program is not None:
             kind = service.program.kind

@@ -3,20 +3,74 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from conda_appliance.fields import (
     AbsolutePath,
     Name,
+    Sha256,
     Version,
 )
 from conda_appliance.yamlfile import Model
 
 
+class Distribution(Model):
+    """A conda distribution that its own installer lays down: Miniforge, Miniconda, or any that constructor made."""
+
+    name: Annotated[
+        Literal["miniforge", "miniconda"] | None,
+        Field(description="Whose installer it is; or give `installer`."),
+    ] = None
+    version: Annotated[
+        Version | None,
+        Field(
+            description="The release, such as 25.9.1-0 or py313_25.9.1-1; without it `lock` takes the newest."
+        ),
+    ] = None
+    mirror: Annotated[
+        str | None,
+        Field(
+            pattern=r"^https?://[^\s@]+$",
+            description="Where the releases are, laid out as at their origin: github.com/conda-forge/miniforge/"
+            "releases/download, repo.anaconda.com/miniconda.",
+        ),
+    ] = None
+    installer: Annotated[
+        str | None,
+        Field(description="An installer that constructor made (NAME.sh): a URL, or a path from this file."),
+    ] = None
+    sha256: Annotated[
+        Sha256 | None, Field(description="The installer's digest; one that comes from a URL needs it.")
+    ] = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.name is None) == (self.installer is None):
+            raise ValueError("give one of 'name' (miniforge, miniconda) and 'installer'")
+        if self.installer is None:
+            if self.sha256 is not None:
+                raise ValueError("'sha256' goes with 'installer'; a release's digest is its publisher's")
+            if self.mirror is not None and self.version is None:
+                raise ValueError("a mirror does not tell which release is the newest: give the 'version'")
+            return self
+        if self.version is not None or self.mirror is not None:
+            raise ValueError("'version' and 'mirror' go with 'name'")
+        if not self.installer.endswith(".sh"):
+            raise ValueError(f"{self.installer} is no installer for Linux: those are named NAME.sh")
+        if "://" in self.installer and self.sha256 is None:
+            raise ValueError("an installer from the network runs as root in the machine: give its 'sha256'")
+        return self
+
+    @property
+    def is_anacondas(self) -> bool:
+        """Whether what it lays down is under Anaconda's terms of service."""
+        return self.name == "miniconda" or (self.installer is not None and is_anacondas(self.installer))
+
+
 class Environment(Model):
-    """A conda environment, by a file or by its dependencies."""
+    """A conda environment, by a file, by its dependencies, by another tool's lock, or as an installer lays it down."""
 
     file: Annotated[
         str | None,
@@ -41,12 +95,18 @@ class Environment(Model):
         ),
     ] = None
     select: Annotated[str, Field(description="Which environment of a pixi.lock or workspace.")] = "default"
+    distribution: Annotated[
+        Distribution | None,
+        Field(description="A distribution's own installer makes it; `conda.distribution` says so of 'base'."),
+    ] = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        given = [bool(one) for one in (self.file, self.dependencies, self.lock)]
+        given = [bool(one) for one in (self.file, self.dependencies, self.lock, self.distribution)]
         if sum(given) != 1:
-            raise ValueError("give one of 'file', 'dependencies' and 'lock'")
+            raise ValueError("give one of 'file', 'dependencies', 'lock' and 'distribution'")
+        if self.distribution and self.pip:
+            raise ValueError("'pip' would change what the installer lays down: make an environment beside it")
         if self.select != "default" and self.lock is None and not (self.file or "").endswith(".toml"):
             raise ValueError("'select' chooses an environment of a pixi workspace or lock")
         if self.lock and self.pip:
@@ -80,8 +140,11 @@ class Conda(Model):
         Field(description="Where the environment 'base' lives; others live in PREFIX/envs/NAME."),
     ] = "/opt/conda"
     distribution: Annotated[
-        Literal["none"],
-        Field(description="none: the environment is linked from the channels' packages."),
+        Literal["none", "miniforge", "miniconda"] | Distribution,
+        Field(
+            description="What 'base' is. none: linked from the channels' packages, as `environments` asks. Else what "
+            "an installer lays down, with conda itself in it: miniforge, miniconda, or a Distribution."
+        ),
     ] = "none"
     channels: Annotated[
         tuple[str, ...],
@@ -111,16 +174,49 @@ class Conda(Model):
     ] = None
     environments: Annotated[
         dict[Name, Environment],
-        Field(min_length=1, description="By name; 'base' is PREFIX itself."),
+        Field(default_factory=dict, min_length=1, description="By name; 'base' is PREFIX itself."),
     ]
     glibc: Annotated[
         Version | None,
         Field(description="The target's glibc, where the base does not tell it (a cloud image)."),
     ] = None
 
+    settings: Annotated[
+        dict[str, bool | int | str | tuple[str, ...]],
+        Field(
+            description="Machine images: more for the machine's .condarc, such as channel_alias, channels (as the "
+            "machine reaches them), allowlist_channels.",
+            default_factory=dict,
+        ),
+    ]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _base_of_distribution(cls, given: Any) -> Any:
+        """``distribution: miniforge`` is short for an environment 'base' that it makes."""
+        if not isinstance(given, dict) or given.get("distribution", "none") in (None, "none"):
+            return given
+        environments = given.get("environments") or {}
+        if not isinstance(environments, dict):
+            return given
+        one = given["distribution"]
+        one = {"name": one} if isinstance(one, str) else one
+        if "base" in environments:
+            if environments["base"] == {"distribution": one}:
+                return given
+            raise ValueError("'distribution' makes the environment 'base': give yours another name")
+        return {**given, "environments": {"base": {"distribution": one}, **environments}}
+
     @model_validator(mode="after")
     def _licensed(self) -> Self:
+        if not self.environments:
+            raise ValueError("give 'environments', or a 'distribution'")
         theirs = [channel for channel in self.channels if is_anacondas(channel)]
+        theirs += [
+            f"environments.{name}"
+            for name, one in self.environments.items()
+            if one.distribution is not None and one.distribution.is_anacondas
+        ]
         if theirs and "anaconda-tos" not in self.accept:
             raise ValueError(f"{', '.join(theirs)}: {ANACONDA_TERMS}")
         return self

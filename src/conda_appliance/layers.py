@@ -32,6 +32,9 @@ LIMIT = 20 << 30
 #: A layer used within this many seconds stays, whatever the limit: the next build wants it again.
 FRESH = 3600
 
+#: The folder of a cache that they are kept in.
+FOLDER = "layers"
+
 _ABOUT, _SEEN, _SUMS = "layer.json", "seen", "sums"
 #: A folder with an empty file for each subject that used the layer, whose time says when it last did.
 _USERS = "users"

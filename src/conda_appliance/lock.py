@@ -93,13 +93,32 @@ class Wheel(_Part):
         return unquote(self.url.rpartition("/")[2])
 
 
+class InstallerSection(_Part):
+    """The installer that makes an environment: ``url`` absolute, or a path from the definition; ``size`` in bytes."""
+
+    name: str
+    version: str = ""
+    url: str
+    sha256: str
+    size: int
+
+    @property
+    def filename(self) -> str:
+        """Its file name; it wants to be called by one that ends in ``.sh``."""
+        return unquote(self.url.rpartition("/")[2])
+
+
 class EnvironmentSection(_Part):
-    """A solved environment, in the order its packages are linked. ``specs`` are what was asked for."""
+    """A solved environment, in the order its packages are linked. ``specs`` are what was asked for.
+
+    Where an ``installer`` lays it down, the packages are what that left.
+    """
 
     prefix: str
     specs: tuple[str, ...]
     packages: tuple[CondaPackage, ...]
     wheels: tuple[Wheel, ...] | None = None
+    installer: InstallerSection | None = None
 
 
 class ProgramSection(_Part):
@@ -150,10 +169,13 @@ class Lock(_Part):
     def downloads(self) -> int:
         """How many bytes the lock's packages have together."""
         debian = self.debian.packages if self.debian else ()
-        conda = [p for e in self.conda.environments.values() for p in e.packages]
+        sections = self.conda.environments.values()
+        conda = [p for e in sections if e.installer is None for p in e.packages]
+        installers = [e.installer for e in sections if e.installer is not None]
         wheels = [p for e in self.conda.environments.values() for p in e.wheels or ()]
-        everything: list[CondaPackage | Wheel | ProgramSection] = [
+        everything: list[CondaPackage | Wheel | ProgramSection | InstallerSection] = [
             *conda,
+            *installers,
             *wheels,
             *(self.programs or {}).values(),
         ]

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 
-from conda_appliance import conda, conda_child, disc, disctree, layers, prefix_check, resources, wheels
-from conda_appliance.definition import ImageDefinition, load_disc
+from conda_appliance import (
+    bootstrap,
+    conda,
+    conda_child,
+    disc,
+    disctree,
+    distribution,
+    layers,
+    prefix_check,
+    resources,
+    trees,
+    wheels,
+)
+from conda_appliance.definition import Base, ImageDefinition, load_disc
 from conda_appliance.errors import BuildError, HashMismatch
 from conda_appliance.layers import Layer, Store
-from conda_appliance.lock import Lock
+from conda_appliance.lock import EnvironmentSection, Lock
 
 #: How much of a file is read at once, in bytes.
 _BLOCK = 1 << 20
@@ -35,19 +48,23 @@ def environment(
     *,
     store: Store,
     epoch: int,
+    base: Base | None = None,
     subject: str = "",
     progress: Callable[[str], None] = lambda _text: None,
 ) -> Layer:
     """Every environment of ``lock``, linked, as one tree whose root is the machine's: from the cache, or made now.
 
-    ``archives`` are the packages by SHA-256. ``epoch`` (seconds since 1970) is every time stamp.
+    ``archives`` are the lock's files by SHA-256. ``epoch`` (seconds since 1970) is every time stamp. ``base`` is the
+    machine's, which an installer needs to run.
     Raises HashMismatch naming a damaged package or file of a cached tree; BuildError as `conda.link` does.
     """
     sections = sorted(lock.conda.environments.items(), key=lambda one: one[1].prefix)
     same: layers.Parts = {
         "epoch": str(epoch),
         "code": layers.code(
-            __file__, *(str(module.__file__) for module in (conda, conda_child, prefix_check, wheels))
+            __file__,
+            *(str(module.__file__) for module in (conda, conda_child, prefix_check, wheels)),
+            *([str(distribution.__file__)] if any(one.installer for _, one in sections) else []),
         ),
         "tools": {name: metadata.version(name) for name in ("py-rattler", "installer")},
     }
@@ -76,6 +93,14 @@ def environment(
 
     def make(to: Path, work: Path) -> None:
         for name, section in sections:
+            if section.installer is not None:
+                assert base is not None
+                laid = _laid(section, lock, archives, base, store=store, epoch=epoch, progress=progress)
+                into = to / section.prefix.lstrip("/")
+                into.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copytree(laid, into, symlinks=True, copy_function=_copy)
+                conda.settle(into, epoch)  # a copy of a folder has its own time
+                continue
             progress(f"linking {len(section.packages)} packages into {name}")
             conda.link(
                 section.packages,
@@ -113,6 +138,43 @@ def environment(
         progress=progress,
         like=earlier[0] if earlier else None,
     )
+
+
+def _copy(source: str, to: str) -> None:
+    layers.copy(Path(source), Path(to))
+
+
+def _laid(
+    section: EnvironmentSection,
+    lock: Lock,
+    archives: Mapping[str, Path],
+    base: Base,
+    *,
+    store: Store,
+    epoch: int,
+    progress: Callable[[str], None],
+) -> Path:
+    """The environment that the installer of ``section`` makes. Raises BuildError when that is not what was locked."""
+    debian, installer = lock.debian, section.installer
+    assert debian is not None
+    assert installer is not None
+    made = distribution.tree(
+        installer,
+        archives[installer.sha256],
+        prefix=section.prefix,
+        system=lambda: bootstrap.system(debian, base, archives, store=store, progress=progress).path,
+        store=store,
+        epoch=epoch,
+        progress=progress,
+    )
+    found, wanted = set(distribution.packages_of(made.path)), set(section.packages)
+    if found != wanted:
+        names = sorted({one.name for one in found ^ wanted})
+        raise BuildError(
+            f"{installer.filename} leaves other packages than the lock says: {trees.some(names)}",
+            hint="it depends on more than its own bytes; lock it again, or take another installer",
+        )
+    return made.path
 
 
 def _before(earlier: tuple[Layer, layers.Parts] | None, name: str, prefix: str) -> conda.Before | None:
@@ -154,7 +216,15 @@ def make(
     `environment`. Raises HashMismatch naming what is damaged: a package, or a file of a disc in the cache, which is
     then set aside so that the next run makes it anew. Raises BuildError as `conda.link` and `disc.write` do.
     """
-    linked = environment(lock, archives, store=store, epoch=epoch, subject=definition.name, progress=progress)
+    linked = environment(
+        lock,
+        archives,
+        store=store,
+        epoch=epoch,
+        base=definition.base,
+        subject=definition.name,
+        progress=progress,
+    )
     layout = resources.find("iso/payload.yaml", project)
     readme = _readme(definition, lock)
     parts: layers.Parts = {

@@ -40,7 +40,13 @@ def make(
     offline conda channel too. Raises as `payload.environment`, `render.payload_units` and `disc.write` do.
     """
     linked = payload.environment(
-        lock, archives, store=store, epoch=epoch, subject=definition.name, progress=progress
+        lock,
+        archives,
+        store=store,
+        epoch=epoch,
+        base=definition.base,
+        subject=definition.name,
+        progress=progress,
     )
     prefix = definition.conda.prefix
     tree = linked.path / prefix.lstrip("/")
@@ -122,7 +128,8 @@ def _at(where: Mapping[str, Path], path: str) -> Path:
 
 def _channel(lock: Lock, archives: Mapping[str, Path], to: Path) -> Path:
     """The packages as a channel: ``noarch/`` and ``linux-64/``, each with its repodata.json."""
-    packages = {one.sha256: one for section in lock.conda.environments.values() for one in section.packages}
+    linked = [one for one in lock.conda.environments.values() if one.installer is None]
+    packages = {one.sha256: one for section in linked for one in section.packages}
     for one in packages.values():
         path = to / one.subdir / one.filename
         path.parent.mkdir(parents=True, exist_ok=True)

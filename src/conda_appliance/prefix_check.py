@@ -23,11 +23,15 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+#: Where an environment that an installer laid down lists its files of no package: ``SHA-256  PATH``, as sha256sum(1).
+INSTALLED = "etc/conda-appliance/installer.sha256"
+
 #: What conda itself keeps in an environment beside its records, and what names the build where the environment has a
 #: partition of its own.
 _OWN = frozenset(
     {
         "conda-meta/history",
+        INSTALLED,
         "etc/conda-appliance/appliance.json",
         "etc/conda-appliance/appliance.lock",
         "etc/conda-appliance/sbom.cdx.json",
@@ -66,6 +70,12 @@ def check(prefix: Path, allow: Sequence[str] = (), unread: Collection[str] = ())
             if problem := _compare_recorded(prefix / path, digest):
                 kind, _, detail = problem.partition(": ")
                 findings.append(f"{kind}: {path} ({name}){': ' + detail if detail else ''}")
+    for path, expected in _installed(prefix):
+        recorded.add(path)
+        if not os.path.lexists(prefix / path):
+            findings.append(f"missing: {path} (the installer)")
+        elif (found := digest_of(prefix / path)) != expected:
+            findings.append(f"changed: {path} (the installer): expected SHA-256 {expected}, found {found}")
     if len(recorded) == len(_OWN):
         findings.append(f"missing: conda-meta/*.json: {prefix} is not a conda environment")
     for path in there - recorded:
@@ -100,6 +110,21 @@ def wheels(prefix: Path, recorded: Collection[str] = ()) -> Iterator[tuple[str, 
                     digest = base64.urlsafe_b64decode(value + "==").hex() if kind == "sha256" else ""
                     entries[posixpath.normpath(f"{inside}/{row[0]}")] = digest
             yield record.parent.name.partition("-")[0], entries
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file, or of the text that a link holds."""
+    if path.is_symlink():
+        return hashlib.sha256(os.fsencode(os.readlink(path))).hexdigest()  # noqa: PTH115 (exactly)
+    return _sha256(path) if path.is_file() else ""
+
+
+def _installed(prefix: Path) -> Iterator[tuple[str, str]]:
+    """The files of no package that an installer left, and their SHA-256."""
+    if (prefix / INSTALLED).is_file():
+        for line in (prefix / INSTALLED).read_text(encoding="utf-8").splitlines():
+            sha256, _, path = line.partition("  ")
+            yield path, sha256
 
 
 def _compare_recorded(path: Path, digest: str) -> str:

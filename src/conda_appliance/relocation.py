@@ -51,6 +51,10 @@ def find(tree: Path, prefix: str, lock: Lock, archives: Mapping[str, Path]) -> R
         for section in lock.conda.environments.values():
             if not f"{section.prefix}/".startswith(f"{prefix}/"):
                 raise BuildError(f"the environment at {section.prefix} is not below {prefix}")
+            if section.installer is not None:
+                raise _Fixed(
+                    f"{section.installer.filename} made the environment at {section.prefix} for that path"
+                )
             folder = tree / section.prefix.removeprefix(prefix).lstrip("/")
             for one in section.packages:
                 found, room = _of_package(one, archives[one.sha256], folder, tree, section.prefix, prefix)

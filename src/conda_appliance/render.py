@@ -461,7 +461,8 @@ def playbook_variables(definition: ImageDefinition, lock: Lock, folder: Path) ->
             ],
             "read_only": definition.disk.layout == "split",
             "frozen": definition.conda.frozen,
-            "channels": [channel for channel in definition.conda.channels if _is_remote(channel)],
+            "channels": machine_channels(definition),
+            "settings": definition.conda.settings,
         },
         "services": [_service(service, prefixes[service.environment]) for service in definition.services],
         "access": {"user": definition.access.user, "keys": public_keys(definition, folder)},
@@ -469,6 +470,14 @@ def playbook_variables(definition: ImageDefinition, lock: Lock, folder: Path) ->
         # The day that files of accounts name, whenever the image is made.
         "epoch": EPOCH,
     }
+
+
+def machine_channels(definition: ImageDefinition) -> list[str]:
+    """The channels that conda on the machine asks: those of its settings, or the definition's that it can reach."""
+    own = definition.conda.settings.get("channels")
+    if isinstance(own, tuple):
+        return [*own]
+    return [channel for channel in definition.conda.channels if _is_remote(channel)]
 
 
 def _is_remote(channel: str) -> bool:

@@ -20,7 +20,10 @@ from conda_appliance import (
     conda,
     definition,
     definition_conda,
+    distribution,
+    layers,
     lockfiles,
+    namespace,
     programs,
     pypi,
     resources,
@@ -31,6 +34,7 @@ from conda_appliance import environments as environment_files
 from conda_appliance.apt import Apt
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import LockError, UsageError
+from conda_appliance.layers import Store
 from conda_appliance.lock import (
     CondaPackage,
     CondaSection,
@@ -38,6 +42,7 @@ from conda_appliance.lock import (
     DebianSection,
     EnvironmentSection,
     ImageSection,
+    InstallerSection,
     Lock,
     Wheel,
 )
@@ -148,7 +153,9 @@ def resolve(
             if service.environment == name and service.name in ran
         }
         progress(f"solving the environment {name}")
-        if environment.lock is None:
+        if environment.distribution is not None:
+            section, virtual = run.laid(name, own, debian), virtual or run.virtual
+        elif environment.lock is None:
             section, virtual = run.solved(name, own, _pins(earlier, name, update))
         else:
             section, virtual = run.taken(name, own)
@@ -189,7 +196,7 @@ class _Pins:
 
 def _pins(earlier: Lock | None, environment: str, update: frozenset[str]) -> _Pins:
     section = earlier.conda.environments.get(environment) if earlier is not None else None
-    if section is None:
+    if section is None or section.installer is not None:
         return _Pins()
     return _Pins(
         conda=tuple(
@@ -245,6 +252,41 @@ class _Run:
                 progress=self.progress,
             )
         return self._section(name, asked.specs, packages, wheels), virtual
+
+    @property
+    def virtual(self) -> tuple[str, ...]:
+        """The virtual packages of the machine."""
+        return tuple("=".join(one) for one in conda.virtual_packages(self.glibc))
+
+    def laid(self, name: str, own: Mapping[str, Path], debian: DebianSection | None) -> EnvironmentSection:
+        """An environment that a distribution's installer makes: it runs now, to know what it leaves."""
+        asked = self.image.conda.environments[name].distribution
+        assert asked is not None
+        assert debian is not None
+        if own:
+            raise UsageError(
+                f"{', '.join(own)} would change what an installer laid down",
+                hint="let the service run in an environment of its own",
+            )
+        namespace.require_root()
+        installer = distribution.locate(asked, self.folder, self.cache, self.progress)
+        sources.fetch(_debs(debian), self.cache, offline=False, progress=self.progress)
+        files = {one.sha256: self.cache.verified(one.sha256, one.filename) for one in debian.packages}
+        store = Store(self.cache.root / layers.FOLDER)
+        made = distribution.tree(
+            installer,
+            self.cache.verified(installer.sha256, installer.filename),
+            prefix=self.image.prefix_of(name),
+            system=lambda: (
+                bootstrap.system(debian, self.image.base, files, store=store, progress=self.progress).path
+            ),
+            store=store,
+            epoch=bootstrap.EPOCH,
+            progress=self.progress,
+        )
+        section = self._section(name, (), distribution.packages_of(made.path), None)
+        store.release()
+        return section.model_copy(update={"installer": installer})
 
     def taken(self, name: str, own: Mapping[str, Path]) -> tuple[EnvironmentSection, tuple[str, ...]]:
         """An environment that another tool locked, as it locked it; and the virtual packages of the machine."""
@@ -325,15 +367,12 @@ def fetch(
     Raises HashMismatch naming the first file whose bytes are not the lock's; LockError with
     ``offline`` when something is missing.
     """
-    debian: tuple[sources.Download, ...] = ()
-    if lock.debian is not None:
-        debian = tuple(
-            sources.Download(name=p.filename, url=p.url, sha256=p.sha256, size=p.size)
-            for p in lock.debian.packages
-        )
+    debian = _debs(lock.debian) if lock.debian is not None else ()
     if lock.image is not None:
         debian = (sources.Download(name="base image", url=lock.image.url, sha256=lock.image.sha256, size=0),)
-    packages = {p.sha256: p for e in lock.conda.environments.values() for p in e.packages}
+    solved = [one for one in lock.conda.environments.values() if one.installer is None]
+    packages = {p.sha256: p for e in solved for p in e.packages}
+    installers = [e.installer for e in lock.conda.environments.values() if e.installer is not None]
     missing_local = [p for p in packages.values() if "://" not in p.url and not cache.has(p.sha256)]
     places = {}
     if missing_local:
@@ -348,6 +387,7 @@ def fetch(
     )
     folder = path.resolve().parent
     wheels = {one.sha256: one for e in lock.conda.environments.values() for one in e.wheels or ()}
+    others: list[Wheel | InstallerSection] = [*wheels.values(), *installers]
     pip_files = tuple(
         sources.Download(
             name=one.filename,
@@ -355,7 +395,7 @@ def fetch(
             sha256=one.sha256,
             size=one.size,
         )
-        for one in wheels.values()
+        for one in others
     )
     wanted = (*debian, *conda_files, *pip_files)
     sources.fetch(wanted, cache, offline=offline, progress=progress)
@@ -380,11 +420,22 @@ def export(
             f"the lock has no environment {environment!r}; it has {', '.join(lock.conda.environments)}",
             hint="name one by --environment",
         )
+    if section.installer is not None:
+        raise UsageError(
+            f"{section.installer.filename} makes the environment {environment!r}: no other tool's lock says that",
+            hint="name another by --environment",
+        )
     files = fetch(lock, image, path, cache, offline=False, progress=progress).files
     places = {}
     if any("://" not in one.url for one in section.packages):
         places = {place.name: place.url for place in channels(image, path, cache, progress)}
     return lockfiles.write(form, section, files, platform=lock.conda.platform, places=places)
+
+
+def _debs(section: DebianSection) -> tuple[sources.Download, ...]:
+    return tuple(
+        sources.Download(name=p.filename, url=p.url, sha256=p.sha256, size=p.size) for p in section.packages
+    )
 
 
 def _require_in_folders(packages: Iterable[CondaPackage], places: Mapping[str, str], path: Path) -> None:
