@@ -382,6 +382,7 @@ def _facts(
         prefix=definition.conda.prefix,
         read_only=definition.disk.layout == "split",
         frozen=definition.conda.frozen,
+        virtual_packages=lock.conda.virtual_packages,
         # The machine cannot reach a folder of the build host.
         channels=tuple(
             name

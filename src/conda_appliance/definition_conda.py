@@ -10,7 +10,6 @@ from pydantic import Field, model_validator
 from conda_appliance.fields import (
     AbsolutePath,
     Name,
-    Version,
 )
 from conda_appliance.yamlfile import Model
 
@@ -113,10 +112,6 @@ class Conda(Model):
         dict[Name, Environment],
         Field(min_length=1, description="By name; 'base' is PREFIX itself."),
     ]
-    glibc: Annotated[
-        Version | None,
-        Field(description="The target's glibc, where the base does not tell it (a cloud image)."),
-    ] = None
 
     @model_validator(mode="after")
     def _licensed(self) -> Self:
