@@ -12,8 +12,9 @@ trees        0 what a tree of files holds, as text that can be hashed and compar
 formats      0 all forms that an appliance ships as: one table
 facts        0 what a machine should be, as its checks read it
 hybrid       1 what lets an ISO 9660 disc start a machine, from a CD and from a stick: bytes in and out
+contract     1 what a machine promises to its packages, as virtual packages
 guest        1 what a check on a booted machine knows: a pytest plugin
-conda_child  1 the only rattler, as a process of its own
+conda_child  2 the only rattler, as a process of its own
 boottime     1 how a machine starts: what its console, its service and systemd tell → phases
 yamlfile     1 YAML 1.2 → a model; all mistakes of a file at once, with their places
 process      1 the only place that starts a program; ends what a dead run left
@@ -22,6 +23,7 @@ accelerator  3 whether KVM really runs a guest here
 ansible      3 how Ansible is started
 device       3 a disk or stick: what it is, what uses it; an image written to it and read back
 definition_conda 2 the conda side of a definition: environments, channels, licences
+definition_target 2 what a definition says of that
 definition_services 2 the services of a definition, and their programs
 definition   3 YAML → ImageDefinition, DiscDefinition
 schema       4 ImageDefinition → JSON Schema and reference page

@@ -393,6 +393,7 @@ def _facts(
         prefix=definition.conda.prefix,
         read_only=definition.disk.layout == "split",
         frozen=definition.conda.frozen,
+        virtual_packages=lock.conda.virtual_packages,
         channels=tuple(render.machine_channels(definition)),
         environments=tuple(environments),
         services=tuple(services),

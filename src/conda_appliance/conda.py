@@ -24,6 +24,7 @@ from typing import Any
 
 import conda_appliance
 from conda_appliance import conda_child, errors, log, prefix_check, process, resources, trees
+from conda_appliance.contract import Contract, more_than_promised
 from conda_appliance.errors import BuildError, HashMismatch, UsageError
 from conda_appliance.layers import Store
 from conda_appliance.lock import CondaPackage
@@ -33,9 +34,6 @@ ALIAS = "https://conda.anaconda.org"
 
 #: Where the licence texts of packages stand in an environment, in a folder each.
 LICENCES = "share/licenses"
-
-#: The Linux version that packages may count on: Debian 11's, the oldest Debian that is still supported.
-LINUX = "5.10"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,32 +65,22 @@ def channel_url(name: str) -> str:
     return name.rstrip("/")
 
 
-def virtual_packages(glibc: str) -> tuple[tuple[str, str, str], ...]:
-    """What a linux-64 machine with this ``glibc`` has, as (name, version, build); nothing of this host."""
-    return (
-        ("__archspec", "1", "x86_64"),
-        ("__glibc", glibc, "0"),
-        ("__linux", LINUX, "0"),
-        ("__unix", "0", "0"),
-    )
-
-
 def solve(
     specs: Sequence[str],
     channels: Sequence[Channel],
     *,
-    glibc: str,
+    contract: Contract,
     platform: str = "linux-64",
     constraints: Sequence[str] = (),
 ) -> tuple[tuple[CondaPackage, ...], tuple[str, ...]]:
     """The packages that satisfy ``specs``, in the order they are linked, and the virtual packages used.
 
     Channels are in order of priority, strictly: a package comes from the first channel that has its name.
-    ``constraints`` are match specs of packages that may be left out, but if they are needed must be so.
-    Raises UsageError when the specs cannot be satisfied (with the solver's explanation) or read, and
+    ``constraints`` are match specs of packages that may be left out, but if they are needed must be so. Of the machine
+    nothing is known but its ``contract``. Raises UsageError when the specs cannot be satisfied (with the packages that
+    need more of the machine, if only that is why, or else with the solver's explanation) or read, and
     BuildError when a channel cannot be read or a package has no SHA-256 in its channel's index.
     """
-    virtual = virtual_packages(glibc)
     found = _in_child(
         "solve",
         {
@@ -100,7 +88,7 @@ def solve(
             "constraints": list(constraints),
             "channels": [channel.url for channel in channels],
             "platform": platform,
-            "virtual": virtual,
+            "virtual": contract.virtual_packages,
             "cache": str(resources.cache_root() / "repodata"),
         },
     )
@@ -112,7 +100,7 @@ def solve(
     packages = tuple(
         CondaPackage(**package, channel=_channel_of(package["url"], channels)) for package in found
     )
-    return packages, tuple("=".join(one) for one in virtual)
+    return packages, contract.locked
 
 
 def read_lock(path: Path, environment: str, platform: str) -> dict[str, list[dict[str, str]]]:
@@ -127,21 +115,14 @@ def read_lock(path: Path, environment: str, platform: str) -> dict[str, list[dic
     return found
 
 
-def require_virtual(needs: Mapping[str, Sequence[str]], *, glibc: str, platform: str) -> tuple[str, ...]:
-    """Raise UsageError naming a package that needs more of the machine than it has; returns its virtual packages.
+def require_virtual(packages: Sequence[Mapping[str, Any]], *, contract: Contract, platform: str) -> None:
+    """Raise UsageError naming the packages that need more of the machine than its ``contract`` has, and what.
 
-    ``needs`` are the ``depends`` of each package; what of them begins with ``__`` is about the machine (CEP 30).
+    Of each package its ``name``, ``depends`` and ``constrains``, as its ``info/index.json`` has them (CEP 30).
     """
-    virtual = virtual_packages(glibc)
-    asked = [[name, text] for name, texts in sorted(needs.items()) for text in texts if text.startswith("__")]
-    unmet = _in_child("unmet", {"needs": asked, "virtual": virtual, "platform": platform})
-    if unmet:
-        has = ", ".join(f"{name} {version}" for name, version, _ in virtual)
-        raise UsageError(
-            f"{'; '.join(f'{name} needs {text}' for name, text in unmet[:5])}, and the machine has {has}",
-            hint="take a newer base, or lock for this one (conda.glibc says what a cloud image has)",
-        )
-    return tuple("=".join(one) for one in virtual)
+    given = {"packages": list(packages), "virtual": contract.virtual_packages, "platform": platform}
+    if unmet := _in_child("unmet", given):
+        raise more_than_promised(unmet, contract.virtual_packages)
 
 
 def link(

@@ -10,9 +10,11 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from conda_appliance import contract
 from conda_appliance.errors import ApplianceError, BuildError, UsageError
 
 #: What stands before the answer on standard output, after whatever rattler may print.
@@ -49,20 +51,34 @@ async def _solve(given: dict[str, Any]) -> list[dict[str, Any]]:
                 f"{text!r} is not a package specification: {error}",
                 hint="write for example `numpy`, `python 3.13.*` or `flask >=3,<4`",
             ) from None
-    virtual = [
-        rattler.GenericVirtualPackage(rattler.PackageName(name), rattler.Version(version), BuildString(build))
-        for name, version, build in given["virtual"]
-    ]
-    try:
-        records = await rattler.solve(
+    gateway = rattler.Gateway(cache_dir=Path(given["cache"]))
+
+    async def ask(virtual: Iterable[Sequence[str]]) -> list[rattler.RepoDataRecord]:
+        return await rattler.solve(
             given["channels"],
             specs,
             platforms=[given["platform"], "noarch"],
-            gateway=rattler.Gateway(cache_dir=Path(given["cache"])),
-            virtual_packages=virtual,
+            gateway=gateway,
+            virtual_packages=[
+                rattler.GenericVirtualPackage(
+                    rattler.PackageName(name), rattler.Version(version), BuildString(build)
+                )
+                for name, version, build in virtual
+            ],
             constraints=[rattler.MatchSpec(text) for text in given["constraints"]],
         )
+
+    try:
+        records = await ask(given["virtual"])
     except SolverError as error:
+        # Is it the machine's fault alone? One that has everything tells which packages want more than it promises.
+        for better in contract.better(given["virtual"]):
+            try:
+                found = [_about(record) for record in await ask(better)]
+            except SolverError:
+                continue
+            if unmet := _unmet_of(found, given["virtual"], given["platform"]):
+                raise contract.more_than_promised(unmet, given["virtual"]) from None
         raise UsageError(
             f"no set of packages satisfies {', '.join(given['specs'])}:\n{str(error).strip()}",
             hint=f"channels searched: {', '.join(given['channels'])}",
@@ -154,6 +170,13 @@ async def _read_lock(given: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
 
 
 async def _unmet(given: dict[str, Any]) -> list[list[str]]:
+    return _unmet_of(given["packages"], given["virtual"], given["platform"])
+
+
+def _unmet_of(
+    packages: Iterable[Mapping[str, Any]], virtual: Iterable[Sequence[str]], platform: str
+) -> list[list[str]]:
+    """What the packages need of a machine with these virtual packages that it has not: [package, match spec]."""
     import rattler
     from rattler.package.build_string import BuildString
 
@@ -163,18 +186,26 @@ async def _unmet(given: dict[str, Any]) -> list[list[str]]:
             version=version,
             build=BuildString(build),
             build_number=0,
-            subdir=given["platform"],
+            subdir=platform,
             arch=None,
             platform=None,
         )
-        for name, version, build in given["virtual"]
+        for name, version, build in virtual
     }
     unmet = []
-    for package, text in given["needs"]:
-        record = has.get(text.split()[0])
-        if record is None or not rattler.MatchSpec(text).matches(record):
-            unmet.append([package, text])
+    for package in sorted(packages, key=lambda one: str(one["name"])):
+        for key in ("depends", "constrains"):
+            for text in map(str, package.get(key) or ()):
+                record = has.get(text.split()[0])
+                # What only constrains asks nothing of a machine that has no such thing.
+                known = record is not None and rattler.MatchSpec(text).matches(record)
+                if text.startswith("__") and not known and (record is not None or key == "depends"):
+                    unmet.append([str(package["name"]), text])
     return unmet
+
+
+def _about(record: Any) -> dict[str, Any]:
+    return {"name": record.name.normalized, "depends": record.depends, "constrains": record.constrains}
 
 
 _TASKS = {"solve": _solve, "link": _link, "read_lock": _read_lock, "unmet": _unmet}

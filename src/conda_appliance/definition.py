@@ -14,6 +14,7 @@ from conda_appliance import formats as table
 from conda_appliance import yamlfile
 from conda_appliance.definition_conda import Conda, is_wheel
 from conda_appliance.definition_services import Service
+from conda_appliance.definition_target import Target
 from conda_appliance.errors import DefinitionError, Problem, UsageError
 from conda_appliance.fields import (
     AbsolutePath,
@@ -260,6 +261,7 @@ class ImageDefinition(Model):
     version: Annotated[Version, Field(description="Yours; quoted or not, 1.10 stays 1.10.")]
     summary: Annotated[str, Field(max_length=200, description="One line about it.")] = ""
     base: Base
+    target: Target = Target()
     conda: Conda
     services: tuple[Service, ...] = ()
     files: tuple[Files, ...] = ()
@@ -452,6 +454,7 @@ def lock_digest(path: Path, definition: ImageDefinition) -> str:
     young = {"kernel"} if definition.base.kernel == "cloud" else set()
     conda = definition.conda.model_dump(mode="json")
     del conda["frozen"], conda["accept"], conda["settings"]  # not what the lock answers
+    conda["glibc"] = definition.target.glibc  # where it stood when the first locks were written
     if conda["pip_index"] is None:
         del conda["pip_index"]
     for environment in conda["environments"].values():
@@ -463,6 +466,8 @@ def lock_digest(path: Path, definition: ImageDefinition) -> str:
         "conda": conda,
         "files": files,
     }
+    if said := definition.target.model_dump(mode="json", exclude={"glibc"}, exclude_defaults=True):
+        asked["target"] = said
     programs = {
         service.name: {"environment": service.environment, **service.program.model_dump(mode="json")}
         for service in definition.services

@@ -176,10 +176,6 @@ class Conda(Model):
         dict[Name, Environment],
         Field(default_factory=dict, min_length=1, description="By name; 'base' is PREFIX itself."),
     ]
-    glibc: Annotated[
-        Version | None,
-        Field(description="The target's glibc, where the base does not tell it (a cloud image)."),
-    ] = None
 
     settings: Annotated[
         dict[str, bool | int | str | tuple[str, ...]],

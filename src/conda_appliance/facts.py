@@ -41,8 +41,9 @@ class Appliance:
     ``user`` is the administrator, ``people`` all who may log in, and ``login`` who does. ``keys`` are the public keys
     that may; ``private_key`` is the one of this run's, and ``instance`` its cloud-init instance, or nothing for none.
     ``read_only``: the environments have a partition of their own. ``frozen``: conda and pip leave them alone.
-    ``fresh``: the machine started for these checks, for the first time. ``patience`` stretches every wait: 1 with KVM,
-    more under emulation.
+    ``virtual_packages`` are what it
+    promised to its packages, as the lock has them (`contract.of`). ``fresh``: the machine started for these checks, for
+    the first time. ``patience`` stretches every wait: 1 with KVM, more under emulation.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Appliance:
     prefix: str
     read_only: bool
     frozen: bool
+    virtual_packages: tuple[str, ...]
     channels: tuple[str, ...]
     environments: tuple[Environment, ...]
     services: tuple[Service, ...]
@@ -76,6 +78,6 @@ class Appliance:
             Environment(**{**one, "requested": tuple(one["requested"])}) for one in value["environments"]
         )
         value["services"] = tuple(Service(**one) for one in value["services"])
-        for name in ("channels", "keys", "people"):
+        for name in ("virtual_packages", "channels", "keys", "people"):
             value[name] = tuple(value[name])
         return cls(**value)

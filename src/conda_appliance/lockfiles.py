@@ -22,6 +22,7 @@ import yaml
 from packaging.utils import canonicalize_name
 
 from conda_appliance import conda, package, pypi, sources
+from conda_appliance.contract import Contract
 from conda_appliance.errors import UsageError
 from conda_appliance.lock import CondaPackage, EnvironmentSection, Wheel
 
@@ -108,16 +109,16 @@ def take(
     locked: Locked,
     channels: Sequence[conda.Channel],
     *,
-    glibc: str,
+    contract: Contract,
     platform: str,
     cache: sources.Cache,
     progress: Callable[[str], None] = lambda _text: None,
-) -> tuple[tuple[CondaPackage, ...], tuple[str, ...], tuple[str, ...]]:
+) -> tuple[tuple[CondaPackage, ...], tuple[str, ...]]:
     """The packages of another tool's lock as ours has them, in the order they are linked; those that no other needs,
-    by name; the virtual packages used.
+    by name.
 
-    All of them are in ``cache`` afterwards. Raises UsageError for a package that cannot run on the machine, that is for
-    another platform, or that stands there twice; HashMismatch for one that is not what its lock says.
+    All of them are in ``cache`` afterwards. Raises UsageError for a package that needs more than the ``contract``, that
+    is for another platform, or that stands there twice; HashMismatch for one that is not what its lock says.
     """
     digests = sources.identify(
         [
@@ -129,6 +130,7 @@ def take(
     )
     found: dict[str, CondaPackage] = {}
     needs: dict[str, list[str]] = {}
+    indexes = []
     for one, sha256 in zip(locked.packages, digests, strict=True):
         path = cache.verified(sha256, one.filename)
         index = package.read_index_of(path, one.filename)
@@ -147,8 +149,9 @@ def take(
             sha256=sha256,
             size=path.stat().st_size,
         )
+        indexes.append(index)
         needs[name] = [str(need) for need in index.get("depends", [])]
-    virtual = conda.require_virtual(needs, glibc=glibc, platform=platform)
+    conda.require_virtual(indexes, contract=contract, platform=platform)
     missing = {
         f"{name} needs {need}"
         for name, texts in needs.items()
@@ -161,7 +164,7 @@ def take(
         name: {_name(need) for need in texts} & {*found} - {name} for name, texts in sorted(needs.items())
     }
     roots = {*found} - {need for needed in graph.values() for need in needed}
-    return tuple(found[name] for name in _ordered(graph)), tuple(sorted(roots)), virtual
+    return tuple(found[name] for name in _ordered(graph)), tuple(sorted(roots))
 
 
 def _ordered(graph: Mapping[str, set[str]]) -> list[str]:

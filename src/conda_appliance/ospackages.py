@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from conda_appliance import layers, process, relocation, render, resources, trees
+from conda_appliance import contract, layers, process, relocation, render, resources, trees
 from conda_appliance.errors import UsageError
 from conda_appliance.installation import Shipment
 
@@ -71,16 +71,10 @@ def parts(shipment: Shipment) -> dict[str, object]:
         "users": render.payload_users(image, project=shipment.project),
         "templates": [path.read_text(encoding="utf-8") for path in sorted(templates.iterdir())],
         "environment": shipment.linked.sha256,
-        "glibc": glibc(shipment.lock.conda.virtual_packages),
+        "glibc": contract.of(shipment.lock.conda.virtual_packages).glibc,
         "epoch": shipment.epoch,
         "code": layers.code(__file__, render.__file__, relocation.__file__),
     }
-
-
-def glibc(virtual: Any) -> str:
-    """The C library that the environments were locked for, e.g. ``2.41``."""
-    found = re.search(r"__glibc[=\s']*(\d+\.\d+)", str(virtual))
-    return found[1] if found else "2.17"
 
 
 def deb(shipment: Shipment, to: Path, work: Path) -> None:
@@ -184,7 +178,7 @@ class _Staged:
             "license": image.package.license,
             "year": datetime.fromtimestamp(shipment.epoch, UTC).year,
             "services": [unit.name for unit in units],
-            "glibc": glibc(shipment.lock.conda.virtual_packages),
+            "glibc": contract.of(shipment.lock.conda.virtual_packages).glibc,
             "kilobytes": -(-sum(about.st_size for _, about in trees.walk(root)) // 1024),
             "packages": sorted({f"{one.name} {one.version}" for part in sections for one in part.packages}),
         }

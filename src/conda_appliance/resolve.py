@@ -18,6 +18,7 @@ from conda_appliance import (
     bootstrap,
     channel,
     conda,
+    contract,
     definition,
     definition_conda,
     distribution,
@@ -32,6 +33,7 @@ from conda_appliance import (
 )
 from conda_appliance import environments as environment_files
 from conda_appliance.apt import Apt
+from conda_appliance.contract import Contract
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import LockError, UsageError
 from conda_appliance.layers import Store
@@ -52,9 +54,6 @@ PLATFORM = "linux-64"
 
 #: The channel that conda-appliance builds itself, from PyPI and Debian alone.
 STARTER = "starter"
-
-#: The glibc of a cloud image that does not say it: Debian 12's, the oldest that is still supported here.
-OLDEST_GLIBC = "2.36"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,23 +128,22 @@ def resolve(
     environments' packages stay as that lock has them, but those named in ``update`` and what is new. Raises UsageError
     when they cannot.
     """
-    debian, base_image, glibc = None, None, image.conda.glibc
+    debian, base_image = None, None
     if image.base.debian is not None:
         progress(f"Debian {image.base.debian}: reading the signed index")
         debian = system or debian_section(image, cache, progress)
-        glibc = glibc or debian.glibc
     elif image.base.image is not None:
         url = image.base.image.url
         if "://" not in url:
             url = (path.resolve().parent / Path(url).expanduser()).resolve().as_uri()
         base_image = ImageSection(url=url, sha256=image.base.image.sha256)
+    promised = contract_of(image, debian)
     places = channels(image, path, cache, progress, refresh=refresh)
     local = {place.url: place.name for place in places if is_local(place.name)}
-    folder, glibc = path.resolve().parent, glibc or OLDEST_GLIBC
-    run = _Run(image=image, folder=folder, places=places, glibc=glibc, cache=cache, progress=progress)
+    folder = path.resolve().parent
+    run = _Run(image=image, folder=folder, places=places, contract=promised, cache=cache, progress=progress)
     ran = programs.resolve_wheels(image, folder, cache, progress)
     environments = {}
-    virtual: tuple[str, ...] = ()
     for name, environment in image.conda.environments.items():
         own = {
             ran[service.name].url: cache.verified(ran[service.name].sha256, service.name)
@@ -154,19 +152,19 @@ def resolve(
         }
         progress(f"solving the environment {name}")
         if environment.distribution is not None:
-            section, virtual = run.laid(name, own, debian), virtual or run.virtual
+            section = run.laid(name, own, debian)
         elif environment.lock is None:
-            section, virtual = run.solved(name, own, _pins(earlier, name, update))
+            section = run.solved(name, own, _pins(earlier, name, update))
         else:
-            section, virtual = run.taken(name, own)
+            section = run.taken(name, own)
         packages = tuple(_portable(package, local) for package in section.packages)
         environments[name] = section.model_copy(update={"packages": packages})
     ran |= programs.resolve(
         image,
         folder,
         cache,
-        target=lambda name: pypi.target(environments[name].packages, glibc, PLATFORM),
-        glibc=glibc,
+        target=lambda name: pypi.target(environments[name].packages, promised.glibc, PLATFORM),
+        glibc=promised.glibc,
         platform=PLATFORM,
         progress=progress,
     )
@@ -181,9 +179,21 @@ def resolve(
         },
         debian=debian,
         image=base_image,
-        conda=CondaSection(virtual_packages=virtual, environments=environments),
+        conda=CondaSection(virtual_packages=promised.locked, environments=environments),
         programs=ran or None,
     )
+
+
+def contract_of(image: ImageDefinition, debian: DebianSection | None) -> Contract:
+    """What the machine promises to its packages: what the definition states, else what its Debian has, else the least.
+
+    Raises UsageError for a definition that states more than its Debian has.
+    """
+    told: dict[str, str | None] = {}
+    if debian is not None:
+        kernel = contract.kernel_of(package.name for package in debian.packages)
+        told = {"glibc": debian.glibc, "kernel": kernel}
+    return contract.settle(stated=image.target.model_dump(), base=told, named=str(image.base.debian))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,19 +230,17 @@ class _Run:
     image: ImageDefinition
     folder: Path
     places: Sequence[conda.Channel]
-    glibc: str
+    contract: Contract
     cache: sources.Cache
     progress: Callable[[str], None]
 
-    def solved(
-        self, name: str, own: Mapping[str, Path], pins: _Pins
-    ) -> tuple[EnvironmentSection, tuple[str, ...]]:
+    def solved(self, name: str, own: Mapping[str, Path], pins: _Pins) -> EnvironmentSection:
         """An environment that asks for packages: what the channels and PyPI have for it today.
 
-        And the virtual packages of the machine. ``own`` are wheels that its services run.
+        ``own`` are wheels that its services run.
         """
         asked = environment_files.read(self.image.conda.environments[name], self.folder, PLATFORM)
-        packages, virtual = conda.solve(asked.specs, self.places, glibc=self.glibc, constraints=pins.conda)
+        packages, _ = conda.solve(asked.specs, self.places, contract=self.contract, constraints=pins.conda)
         theirs = {
             item: self.folder / Path(item).expanduser()
             for item in asked.pip
@@ -244,19 +252,14 @@ class _Run:
             wheels = pypi.resolve(
                 requirements,
                 packages,
-                pypi.target(packages, self.glibc, PLATFORM),
+                pypi.target(packages, self.contract.glibc, PLATFORM),
                 own={**own, **theirs},
                 cache=self.cache,
                 index=self.image.conda.pip_index,
                 constraints=pins.pip,
                 progress=self.progress,
             )
-        return self._section(name, asked.specs, packages, wheels), virtual
-
-    @property
-    def virtual(self) -> tuple[str, ...]:
-        """The virtual packages of the machine."""
-        return tuple("=".join(one) for one in conda.virtual_packages(self.glibc))
+        return self._section(name, asked.specs, packages, wheels)
 
     def laid(self, name: str, own: Mapping[str, Path], debian: DebianSection | None) -> EnvironmentSection:
         """An environment that a distribution's installer makes: it runs now, to know what it leaves."""
@@ -288,8 +291,8 @@ class _Run:
         store.release()
         return section.model_copy(update={"installer": installer})
 
-    def taken(self, name: str, own: Mapping[str, Path]) -> tuple[EnvironmentSection, tuple[str, ...]]:
-        """An environment that another tool locked, as it locked it; and the virtual packages of the machine."""
+    def taken(self, name: str, own: Mapping[str, Path]) -> EnvironmentSection:
+        """An environment that another tool locked, as it locked it."""
         environment = self.image.conda.environments[name]
         path = self.folder / (environment.lock or "")
         if own:
@@ -301,19 +304,19 @@ class _Run:
         theirs = [one.filename for one in locked.packages if definition_conda.is_anacondas(one.url)]
         if theirs and "anaconda-tos" not in self.image.conda.accept:
             raise UsageError(f"{path} names {trees.some(theirs)}: {definition_conda.ANACONDA_TERMS}")
-        packages, roots, virtual = lockfiles.take(
+        packages, roots = lockfiles.take(
             locked,
             self.places,
-            glibc=self.glibc,
+            contract=self.contract,
             platform=PLATFORM,
             cache=self.cache,
             progress=self.progress,
         )
         wheels = None
         if locked.wheels:
-            target = pypi.target(packages, self.glibc, PLATFORM)
+            target = pypi.target(packages, self.contract.glibc, PLATFORM)
             wheels = lockfiles.wheels(locked, target, cache=self.cache, progress=self.progress)
-        return self._section(name, roots, packages, wheels), virtual
+        return self._section(name, roots, packages, wheels)
 
     def _section(
         self,

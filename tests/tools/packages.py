@@ -39,6 +39,7 @@ class Package:
     version: str = "1.0"
     build: str = "0"
     depends: Sequence[str] = ()
+    constrains: Sequence[str] = ()
     files: Mapping[str, File] = field(default_factory=dict)
     noarch: str = ""
     entry_points: Sequence[str] = ()
@@ -73,6 +74,8 @@ class Package:
             "depends": list(self.depends),
             "subdir": self.subdir,
         }
+        if self.constrains:
+            index["constrains"] = list(self.constrains)
         if self.noarch:
             index["noarch"] = self.noarch
         if self.license:

@@ -20,6 +20,7 @@ from spdx_tools.spdx.validation.document_validator import validate_full_spdx_doc
 
 from conda_appliance import bill, conda, cyclonedx, licences, osv, payload, prefix_check, pypi, sources, spdx
 from conda_appliance.bill import Bill, Component
+from conda_appliance.contract import Contract
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import UsageError
 from conda_appliance.layers import Store
@@ -42,7 +43,9 @@ def linked(debian: Debian, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONDA_APPLIANCE_CACHE", str(folder / "cache"))
         place = conda.Channel(name="./small", url=channel.as_uri())
-        found, virtual = conda.solve(["pure", "python", "licensed", "odd"], [place], glibc="2.41")
+        found, virtual = conda.solve(
+            ["pure", "python", "licensed", "odd"], [place], contract=Contract(glibc="2.41")
+        )
         modules = {"wheeled.py": "", "wheeled-1.0.dist-info/licenses/LICENSE": "Terms.\n"}
         made = wheels_made.wheel(folder, "wheeled", modules=modules)
         wheels = pypi.resolve(

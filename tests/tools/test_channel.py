@@ -10,6 +10,7 @@ import yaml
 from conda_package_streaming import package_streaming
 
 from conda_appliance import channel, conda, process, resources
+from conda_appliance.contract import Contract
 from conda_appliance.errors import CommandFailed, HashMismatch
 from conda_appliance.package import PLACEHOLDER, read_index
 
@@ -60,7 +61,7 @@ def make(folder: Path, cache: Path, *, refresh: bool = False) -> tuple[Path, lis
 def test_recipes_become_packages_that_a_solver_takes(tmp_path: Path, cache: Path) -> None:
     folder, _ = make(write(tmp_path / "own"), cache)
     place = conda.Channel(name="./own", url=folder.as_uri())
-    (library,), _ = conda.solve(["libuuid"], [place], glibc="2.36")
+    (library,), _ = conda.solve(["libuuid"], [place], contract=Contract(glibc="2.36"))
     assert (library.subdir, library.version) == ("linux-64", "2.38.1")
     path = folder / "linux-64" / library.filename
     assert resources.sha256_of(path) == library.sha256
@@ -147,7 +148,7 @@ def environment(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     work = tmp_path_factory.mktemp("starter")
     place = conda.Channel(name="starter", url=starter.as_uri())
     specs = ["python 3.13.*", "flask", "gunicorn", "numpy", "tzdata"]
-    packages, _ = conda.solve(specs, [place], glibc="2.36")
+    packages, _ = conda.solve(specs, [place], contract=Contract(glibc="2.36"))
     prefix = work / "another-place"
     archives = {one.sha256: starter / one.subdir / one.filename for one in packages}
     conda.link(packages, archives, prefix=str(prefix), into=prefix, epoch=EPOCH, work=work / "work")
@@ -179,7 +180,9 @@ def test_every_dependency_is_in_the_channel(starter: Path) -> None:
     place = conda.Channel(name="starter", url=starter.as_uri())
     for path in archives(starter):
         index = read_index(path)
-        packages, _ = conda.solve([f"{index['name']} =={index['version']}"], [place], glibc="2.36")
+        packages, _ = conda.solve(
+            [f"{index['name']} =={index['version']}"], [place], contract=Contract(glibc="2.36")
+        )
         assert index["name"] in {package.name for package in packages}
 
 

@@ -14,6 +14,7 @@ import rattler
 from packages import File, Package
 
 from conda_appliance import conda, prefix_check
+from conda_appliance.contract import Contract
 from conda_appliance.errors import BuildError, HashMismatch, UsageError
 from conda_appliance.lock import CondaPackage
 
@@ -33,7 +34,9 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def solve(channel: Path, *specs: str, glibc: str = "2.41") -> tuple[CondaPackage, ...]:
-    return conda.solve(specs, [conda.Channel(name="./small", url=channel.as_uri())], glibc=glibc)[0]
+    return conda.solve(
+        specs, [conda.Channel(name="./small", url=channel.as_uri())], contract=Contract(glibc=glibc)
+    )[0]
 
 
 def archives(found: tuple[CondaPackage, ...]) -> dict[str, Path]:
@@ -85,6 +88,74 @@ def test_the_machines_glibc_decides_not_the_hosts(channel: Path, monkeypatch: py
         solve(channel, "libc-user", glibc="2.12")
 
 
+@pytest.fixture(scope="module")
+def demanding(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A channel of packages that ask something of the machine."""
+    folder = tmp_path_factory.mktemp("channels") / "demanding"
+    Package(name="new-libc", depends=["__glibc >=2.99"]).write(folder)
+    Package(name="new-linux", depends=["__linux >=6.6"]).write(folder)
+    Package(name="vectors", depends=["__archspec 1 x86_64_v3"], build="v3").write(folder)
+    Package(name="vectors", depends=["__archspec 1 x86_64"], build="v1").write(folder)
+    Package(name="only-v3", depends=["vectors * v3"]).write(folder)
+    Package(name="torch", depends=["__cuda >=12"]).write(folder)
+    Package(name="user-of-torch", depends=["torch"]).write(folder)
+    Package(name="old-driver", constrains=["__cuda <12"]).write(folder)
+    packages.index(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("new-libc", r"^new-libc needs __glibc >=2\.99, and the machine has __glibc 2\.41$"),
+        ("new-linux", r"^new-linux needs __linux >=6\.6, and the machine has __linux 6\.1$"),
+        ("only-v3", r"^vectors needs __archspec ==1 x86_64_v3, and the machine has __archspec 1 x86_64$"),
+        ("user-of-torch", r"^torch needs __cuda >=12, and the machine has no __cuda$"),
+    ],
+)
+def test_a_package_that_asks_more_than_is_promised_is_named(demanding: Path, spec: str, message: str) -> None:
+    promised = Contract(glibc="2.41", kernel="6.1")
+    with pytest.raises(UsageError, match=message) as caught:
+        conda.solve([spec], [conda.Channel(name="./d", url=demanding.as_uri())], contract=promised)
+    assert "target.glibc" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("spec", "promised"),
+    [
+        ("new-libc", Contract(glibc="2.99")),
+        ("new-linux", Contract(kernel="6.12.57")),
+        ("only-v3", Contract(arch_level="x86-64-v3")),
+        ("user-of-torch", Contract(cuda="12.4")),
+        ("old-driver", Contract()),
+        ("old-driver", Contract(cuda="11.8")),
+    ],
+)
+def test_what_is_promised_can_be_had(demanding: Path, spec: str, promised: Contract) -> None:
+    place = conda.Channel(name="./d", url=demanding.as_uri())
+    found, virtual = conda.solve([spec], [place], contract=promised)
+    assert found[-1].name == spec
+    assert virtual == promised.locked
+
+
+def test_what_another_tool_locked_is_held_to_the_same() -> None:
+    locked = [
+        {"name": "torch", "depends": ["python", "__cuda >=12", "__linux"]},
+        {"name": "old-driver", "depends": [], "constrains": ["__cuda <12"]},
+    ]
+    with pytest.raises(UsageError, match=r"^torch needs __cuda >=12, and the machine has no __cuda$"):
+        conda.require_virtual(locked, contract=Contract(), platform="linux-64")
+    with pytest.raises(UsageError, match=r"^old-driver needs __cuda <12, and the machine has __cuda 12\.4$"):
+        conda.require_virtual(locked, contract=Contract(cuda="12.4"), platform="linux-64")
+    conda.require_virtual(locked[:1], contract=Contract(cuda="12.4"), platform="linux-64")
+
+
+def test_a_driver_that_is_too_new_is_named_too(demanding: Path) -> None:
+    place = conda.Channel(name="./d", url=demanding.as_uri())
+    with pytest.raises(UsageError, match="__cuda"):
+        conda.solve(["old-driver"], [place], contract=Contract(cuda="12.4"))
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
@@ -123,7 +194,7 @@ def test_a_channel_that_comes_first_wins(channel: Path, tmp_path: Path) -> None:
         conda.Channel(name="mine", url=(tmp_path / "mine").as_uri()),
         conda.Channel(name="small", url=channel.as_uri()),
     ]
-    (package,), virtual = conda.solve(["prefixed"], places, glibc="2.41")
+    (package,), virtual = conda.solve(["prefixed"], places, contract=Contract(glibc="2.41"))
     assert (package.channel, package.version) == ("mine", "0.1")
     assert "__glibc=2.41=0" in virtual
 

@@ -19,6 +19,7 @@ import small_machine
 from packages import PLACEHOLDER, File, Package
 
 from conda_appliance import conda, containers, payload, process
+from conda_appliance.contract import Contract
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import BuildError, UsageError
 from conda_appliance.installation import Shipment
@@ -73,7 +74,7 @@ class Maker:
 
     def shipment(self, *specs: str, **container: Any) -> Shipment:
         channel = conda.Channel(name="./small", url=self.channel.as_uri())
-        found, virtual = conda.solve(specs, [channel], glibc="2.41")
+        found, virtual = conda.solve(specs, [channel], contract=Contract(glibc="2.41"))
         environments = {"base": EnvironmentSection(prefix="/opt/demo", specs=specs, packages=found)}
         section = CondaSection(virtual_packages=virtual, environments=environments)
         locked = Lock(name="demo", digest="0" * 64, tools={}, conda=section)

@@ -17,6 +17,7 @@ from packages import PLACEHOLDER, File, Package
 from small_machine import Machine
 
 from conda_appliance import conda, lock, payload_disc, prefix_check, process, trees
+from conda_appliance.contract import Contract
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.layers import Store
 from conda_appliance.lock import CondaSection, EnvironmentSection, Lock
@@ -63,7 +64,9 @@ class Discs:
             ("second", f"{prefix}/envs/second", ("prefixed",)),
         ):
             found, virtual = conda.solve(
-                wanted, [conda.Channel(name="./small", url=self.channel.as_uri())], glibc="2.41"
+                wanted,
+                [conda.Channel(name="./small", url=self.channel.as_uri())],
+                contract=Contract(glibc="2.41"),
             )
             environments[name] = EnvironmentSection(prefix=home, specs=wanted, packages=found)
         conda_section = CondaSection(virtual_packages=virtual, environments=environments)
@@ -507,7 +510,9 @@ def content(machine: Machine) -> dict[str, str]:
 def test_conda_tools_find_the_packages_on_the_disc(discs: Discs, tmp_path: Path) -> None:
     disc = discs.unpacked(discs.make("1.1", "pure", channel=True))
     found, _ = conda.solve(
-        ["pure"], [conda.Channel(name="disc", url=(disc / "channel").as_uri())], glibc="2.41"
+        ["pure"],
+        [conda.Channel(name="disc", url=(disc / "channel").as_uri())],
+        contract=Contract(glibc="2.41"),
     )
     assert {package.sha256 for package in found} == {
         package.sha256 for package in discs.lock("pure").conda.environments["base"].packages

@@ -17,6 +17,7 @@ import yaml
 from packages import File, Package
 
 from conda_appliance import conda, lockfiles, payload, prefix_check, pypi, sources
+from conda_appliance.contract import Contract
 from conda_appliance.errors import BuildError, HashMismatch, UsageError
 from conda_appliance.layers import Store
 from conda_appliance.lock import CondaSection, EnvironmentSection, Lock
@@ -34,7 +35,7 @@ class Place:
         self.cache = sources.Cache(folder / "cache")
         (folder / "files").mkdir()
         self.wheel = wheels_made.wheel(folder / "files", "wheeled", scripts=["wheeled = wheeled:NAME.strip"])
-        self.solved = conda.solve(["pure", "python"], [self.named], glibc="2.36")[0]
+        self.solved = conda.solve(["pure", "python"], [self.named], contract=Contract(glibc="2.36"))[0]
 
     @property
     def named(self) -> conda.Channel:
@@ -111,8 +112,8 @@ class Place:
 
     def take(self, path: Path, *, select: str = "default", glibc: str = "2.36") -> EnvironmentSection:
         locked = lockfiles.read(path, select, "linux-64")
-        found, roots, _ = lockfiles.take(
-            locked, [self.named], glibc=glibc, platform="linux-64", cache=self.cache
+        found, roots = lockfiles.take(
+            locked, [self.named], contract=Contract(glibc=glibc), platform="linux-64", cache=self.cache
         )
         target = pypi.target(found, glibc, "linux-64")
         wheels = lockfiles.wheels(locked, target, cache=self.cache)

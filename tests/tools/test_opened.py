@@ -31,6 +31,7 @@ from conda_appliance import (
     trees,
     userspace_disc,
 )
+from conda_appliance.contract import Contract
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import BuildError
 from conda_appliance.installation import Shipment
@@ -53,7 +54,7 @@ class Maker:
         self.folder = folder
         channel = packages.small_channel(folder / "channel")
         found, virtual = conda.solve(
-            ["pure"], [conda.Channel(name="./small", url=channel.as_uri())], glibc="2.41"
+            ["pure"], [conda.Channel(name="./small", url=channel.as_uri())], contract=Contract(glibc="2.41")
         )
         section = EnvironmentSection(prefix=PREFIX, specs=("pure",), packages=found)
         conda_section = CondaSection(virtual_packages=virtual, environments={"base": section})

@@ -13,6 +13,7 @@ from debian_made import Debian, System
 from packages import PLACEHOLDER, File, Package
 
 from conda_appliance import conda, ospackages, payload, prefix_check, process
+from conda_appliance.contract import Contract
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import UsageError
 from conda_appliance.installation import Shipment
@@ -43,7 +44,7 @@ class Maker:
     def shipment(self, version: str, *specs: str, files: object = None) -> Shipment:
         (self.folder / "app/demo.py").write_text(f"VERSION = {version!r}\n")
         channel = conda.Channel(name="./small", url=self.channel.as_uri())
-        found, virtual = conda.solve(specs, [channel], glibc="2.41")
+        found, virtual = conda.solve(specs, [channel], contract=Contract(glibc="2.41"))
         environments = {"base": EnvironmentSection(prefix="/opt/demo", specs=specs, packages=found)}
         section = CondaSection(virtual_packages=virtual, environments=environments)
         locked = Lock(name="demo", digest="0" * 64, tools={}, conda=section)

@@ -9,6 +9,7 @@ import packages
 import pytest
 
 from conda_appliance import conda, lock, payload, prefix_check, process, resources
+from conda_appliance.contract import Contract
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import BuildError, HashMismatch
 from conda_appliance.layers import Store
@@ -42,7 +43,7 @@ def locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lock:
         ("second", "/opt/conda/envs/second", "prefixed"),
     ):
         found, virtual = conda.solve(
-            [spec], [conda.Channel(name="./small", url=channel.as_uri())], glibc="2.41"
+            [spec], [conda.Channel(name="./small", url=channel.as_uri())], contract=Contract(glibc="2.41")
         )
         environments[name] = EnvironmentSection(prefix=prefix, specs=(spec,), packages=found)
     return Lock(

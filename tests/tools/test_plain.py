@@ -18,6 +18,7 @@ from packages import PLACEHOLDER, File, Package
 from small_machine import Machine
 
 from conda_appliance import conda, payload, plain, prefix_check, process, trees
+from conda_appliance.contract import Contract
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.installation import Shipment
 from conda_appliance.layers import Store
@@ -52,7 +53,7 @@ class Maker:
 
     def shipment(self, version: str, *specs: str) -> Shipment:
         channel = conda.Channel(name="./small", url=self.channel.as_uri())
-        found, virtual = conda.solve(specs, [channel], glibc="2.41")
+        found, virtual = conda.solve(specs, [channel], contract=Contract(glibc="2.41"))
         environments = {"base": EnvironmentSection(prefix="/opt/demo", specs=specs, packages=found)}
         section = CondaSection(virtual_packages=virtual, environments=environments)
         locked = Lock(name="demo", digest="0" * 64, tools={}, conda=section)

@@ -24,6 +24,7 @@ from debian_made import Debian
 
 from conda_appliance import conda, log, process, resources, trees
 from conda_appliance.builders import DiskImage, Job, rootfs, rootfs_box
+from conda_appliance.contract import Contract
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.disk import ROOT_START, SECTOR
 from conda_appliance.errors import BuildError
@@ -39,7 +40,9 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="looks at mounts and o
 def environment(tmp_path_factory: pytest.TempPathFactory) -> EnvironmentSection:
     """An environment of one package, in a channel of its own."""
     channel = packages.small_channel(tmp_path_factory.mktemp("channels") / "small")
-    found, _ = conda.solve(["prefixed"], [conda.Channel(name="./small", url=channel.as_uri())], glibc="2.41")
+    found, _ = conda.solve(
+        ["prefixed"], [conda.Channel(name="./small", url=channel.as_uri())], contract=Contract(glibc="2.41")
+    )
     return EnvironmentSection(prefix="/opt/conda", specs=("prefixed",), packages=found)
 
 

@@ -16,6 +16,7 @@ import packages
 import pytest
 
 from conda_appliance import conda, disc, prefix_check, process, userspace_disc
+from conda_appliance.contract import Contract
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import ToolMissing
 from conda_appliance.layers import Store
@@ -63,7 +64,7 @@ class Maker:
             ("second", "/opt/demo/envs/second", "prefixed"),
         ):
             found, virtual = conda.solve(
-                [spec], [conda.Channel(name="./small", url=channel.as_uri())], glibc="2.41"
+                [spec], [conda.Channel(name="./small", url=channel.as_uri())], contract=Contract(glibc="2.41")
             )
             environments[name] = EnvironmentSection(prefix=prefix, specs=(spec,), packages=found)
         section = CondaSection(virtual_packages=virtual, environments=environments)

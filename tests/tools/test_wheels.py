@@ -13,6 +13,7 @@ import pytest
 import wheels_made
 
 from conda_appliance import conda, prefix_check, pypi, sources, trees, wheels
+from conda_appliance.contract import Contract
 from conda_appliance.errors import BuildError, HashMismatch, UsageError
 from conda_appliance.lock import CondaPackage, Wheel
 
@@ -28,7 +29,9 @@ class Place:
         self.channel = packages.small_channel(folder / "channel")
         self.cache = sources.Cache(folder / "cache")
         self.conda: tuple[CondaPackage, ...] = conda.solve(
-            ["pure", "python"], [conda.Channel(name="./small", url=self.channel.as_uri())], glibc="2.36"
+            ["pure", "python"],
+            [conda.Channel(name="./small", url=self.channel.as_uri())],
+            contract=Contract(glibc="2.36"),
         )[0]
         self.target = pypi.target(self.conda, "2.36", "linux-64")
 

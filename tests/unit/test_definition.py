@@ -279,3 +279,32 @@ def test_a_lock_does_not_answer_what_is_only_said_of_the_machine(tmp_path: Path)
         return definition.lock_digest(path, definition.load_image(path))
 
     assert digest(GOOD.replace("channels:", "frozen: true\n  channels:")) == digest(GOOD)
+
+
+def test_a_target_is_stated_by_its_numbers(tmp_path: Path) -> None:
+    made = load(tmp_path, GOOD + "target: {glibc: 2.40, kernel: 6.10, arch_level: x86-64-v3, cuda: 12.10}\n")
+    assert made.target.model_dump() == {
+        "glibc": "2.40",
+        "kernel": "6.10",
+        "arch_level": "x86-64-v3",
+        "cuda": "12.10",
+    }
+
+
+@pytest.mark.parametrize(
+    "stated", ["glibc: '2'", "glibc: latest", "kernel: 6.1.0-41-amd64", "arch_level: haswell", "cuda: cu124"]
+)
+def test_a_target_that_is_no_number_is_refused(tmp_path: Path, stated: str) -> None:
+    (problem,) = problems(tmp_path, GOOD + f"target: {{{stated}}}\n")
+    assert f"target.{stated.split(':')[0]}" in problem
+
+
+def test_a_lock_answers_the_target_and_old_locks_stay_valid(tmp_path: Path) -> None:
+    def digest(more: str = "") -> str:
+        return definition.lock_digest(tmp_path / "x.yaml", load(tmp_path, GOOD + more))
+
+    asked = ["glibc: 2.28", "kernel: 5.10", "arch_level: x86-64-v2", "cuda: 12.4"]
+    digests = {digest(), *(digest(f"target: {{{one}}}\n") for one in asked)}
+    assert len(digests) == 5
+    assert digest("target: {arch_level: x86-64-v1}\n") == digest()
+    assert digest() == "b4a5dbae3d7d450a21a5af80a87937d5fc67e7741e772346ec25f15c2bfae904"

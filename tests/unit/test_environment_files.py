@@ -98,12 +98,3 @@ def test_defaults_is_refused_for_what_it_is() -> None:
 )
 def test_a_record_names_the_channel_and_not_the_build_host(channel: str, url: str, public: str) -> None:
     assert conda.public_url(package(channel, url)) == public
-
-
-def test_the_virtual_packages_are_the_machines() -> None:
-    assert {name: version for name, version, _ in conda.virtual_packages("2.36")} == {
-        "__archspec": "1",
-        "__glibc": "2.36",
-        "__linux": "5.10",
-        "__unix": "0",
-    }
