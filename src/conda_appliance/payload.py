@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 
-from conda_appliance import conda, conda_child, disc, disctree, layers, prefix_check, resources, wheels
+from conda_appliance import conda, conda_child, disc, disctree, layers, prefix_check, resources, slim, wheels
 from conda_appliance.definition import ImageDefinition, load_disc
+from conda_appliance.definition_slim import Part
 from conda_appliance.errors import BuildError, HashMismatch
 from conda_appliance.layers import Layer, Store
 from conda_appliance.lock import Lock
@@ -36,13 +37,32 @@ def environment(
     store: Store,
     epoch: int,
     subject: str = "",
+    without: Sequence[Part] = (),
     progress: Callable[[str], None] = lambda _text: None,
 ) -> Layer:
     """Every environment of ``lock``, linked, as one tree whose root is the machine's: from the cache, or made now.
 
-    ``archives`` are the packages by SHA-256. ``epoch`` (seconds since 1970) is every time stamp.
-    Raises HashMismatch naming a damaged package or file of a cached tree; BuildError as `conda.link` does.
+    ``archives`` are the packages by SHA-256. ``epoch`` (seconds since 1970) is every time stamp. ``without`` are the
+    parts that a definition's ``slim`` leaves out.
+    Raises HashMismatch naming a damaged package or file of a cached tree; BuildError as `conda.link` and `slim.layer`.
     """
+    whole = _whole(lock, archives, store=store, epoch=epoch, subject=subject, progress=progress)
+    if not without:
+        return whole
+    prefixes = {name: section.prefix for name, section in lock.conda.environments.items()}
+    return slim.layer(whole, prefixes, without, store=store, epoch=epoch, subject=subject, progress=progress)
+
+
+def _whole(
+    lock: Lock,
+    archives: Mapping[str, Path],
+    *,
+    store: Store,
+    epoch: int,
+    subject: str,
+    progress: Callable[[str], None],
+) -> Layer:
+    """`environment` with all that its packages bring."""
     sections = sorted(lock.conda.environments.items(), key=lambda one: one[1].prefix)
     same: layers.Parts = {
         "epoch": str(epoch),
@@ -154,7 +174,15 @@ def make(
     `environment`. Raises HashMismatch naming what is damaged: a package, or a file of a disc in the cache, which is
     then set aside so that the next run makes it anew. Raises BuildError as `conda.link` and `disc.write` do.
     """
-    linked = environment(lock, archives, store=store, epoch=epoch, subject=definition.name, progress=progress)
+    linked = environment(
+        lock,
+        archives,
+        store=store,
+        epoch=epoch,
+        subject=definition.name,
+        without=definition.slim,
+        progress=progress,
+    )
     layout = resources.find("iso/payload.yaml", project)
     readme = _readme(definition, lock)
     parts: layers.Parts = {

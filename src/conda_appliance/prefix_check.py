@@ -23,11 +23,12 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-#: What conda itself keeps in an environment beside its records, and what names the build where the environment has a
-#: partition of its own.
+#: What conda itself keeps in an environment beside its records, what says which parts were left out of it, and what
+#: names the build where the environment has a partition of its own.
 _OWN = frozenset(
     {
         "conda-meta/history",
+        "conda-meta/slim",
         "etc/conda-appliance/appliance.json",
         "etc/conda-appliance/appliance.lock",
         "etc/conda-appliance/sbom.cdx.json",

@@ -134,6 +134,7 @@ def delivered(job: builders.Job, home: Path, work: Path, used: dict[str, str]) -
             store=job.store,
             epoch=job.epoch,
             subject=job.image.name,
+            without=job.image.slim,
             progress=step.update,
         )
         used["environment"] = linked.sha256

@@ -140,6 +140,7 @@ def render(job: Job, into: Path) -> BuildTree:
             store=job.store,
             epoch=job.epoch,
             subject=job.image.name,
+            without=job.image.slim,
             progress=step.update,
         )
         load = payload.make(

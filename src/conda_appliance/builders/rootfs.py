@@ -133,6 +133,7 @@ def _lower(job: Job, step: log.Step) -> tuple[Layer, Layer]:
             store=job.store,
             epoch=job.epoch,
             subject=job.image.name,
+            without=job.image.slim,
             progress=lambda text: tell("environment", text),
         ),
     )
