@@ -10,7 +10,9 @@ fields       0 what single values of a definition may be
 prefix_check 0 checks an environment against its records; standard library only, runs on the machine too
 trees        0 what a tree of files holds, as text that can be hashed and compared
 formats      0 all forms that an appliance ships as: one table
+elf          0 what an ELF file says of its debug symbols, and how it is loaded
 facts        0 what a machine should be, as its checks read it
+testsuites   0 which test suites of an environment no module that stays speaks of
 hybrid       1 what lets an ISO 9660 disc start a machine, from a CD and from a stick: bytes in and out
 contract     1 what a machine promises to its packages, as virtual packages
 guest        1 what a check on a booted machine knows: a pytest plugin
@@ -25,6 +27,7 @@ device       3 a disk or stick: what it is, what uses it; an image written to it
 definition_conda 2 the conda side of a definition: environments, channels, licences
 definition_target 2 what a definition says of that
 definition_services 2 the services of a definition, and their programs
+definition_slim 2 what a definition leaves out of its environments: parts, and the careful choice
 definition   3 YAML → ImageDefinition, DiscDefinition
 schema       4 ImageDefinition → JSON Schema and reference page
 layers       3 what was made once and is used again, addressed by the hash of all that decided it
@@ -46,9 +49,12 @@ environments 4 an environment as its user describes it → what is asked of chan
 git          4 a git repository at a commit → its files as one tar
 render       4 → BuildTree; the only Jinja; StrictUndefined
 manifest     4 manifest.json, SHA256SUMS
+importable   4 whether what could be imported in an environment still can
+slim_rules   4 what of an environment each part of `slim` is
 relocation   4 where linked environments name their prefix
 pypi         5 what is asked of PyPI → wheels, for the machine and its conda packages
 wheels       5 locked wheels → files of a linked environment
+slim         5 linked environments → the same without some parts, with true records
 channel      5 a folder of recipes → a channel of real conda packages
 distribution 5 Miniforge, Miniconda, any installer of constructor's → the environment that it makes
 bootstrap    5 locked .debs → a Debian root file system

@@ -41,6 +41,7 @@ from conda_appliance import (
     resources,
     results,
     shipping,
+    slim,
     sources,
     spdx,
 )
@@ -229,6 +230,7 @@ def build(
         resources.remove(work / "bootable")
         resources.write(work / f"{image.name}.lock", job.lock_text)
         _write_bills(job, work)
+        left_out = _left_out(job)
         written = manifest.Manifest(
             name=image.name,
             version=image.version,
@@ -247,6 +249,7 @@ def build(
             packages=manifest.package_counts(locked),
             check=report,
             steps={timing.title: round(timing.seconds, 2) for timing in gathered.timings},
+            slim=left_out,
         )
         manifest.write(written, work)
         results.publish(work, final)
@@ -415,6 +418,8 @@ def _preflight(image: ImageDefinition, locked: lock.Lock, home: Path, *, check: 
     builder = builders.BUILDERS[image.builder]
     if image.base.debian is not None:
         namespace.require_root()
+    if image.slim:
+        slim.require(image.slim)
     disks = any(map(formats.is_disk, image.formats))
     process.require(
         *(builder.tools(image) if disks else ()),
@@ -492,8 +497,27 @@ def _linked(job: builders.Job, step: log.Step) -> layers.Layer:
         epoch=job.epoch,
         base=job.image.base,
         subject=job.image.name,
+        without=job.image.slim,
         progress=step.update,
     )
+
+
+def _left_out(job: builders.Job) -> dict[str, manifest.SlimRecord]:
+    """What was left out of the environments, which is told too."""
+    if not job.image.slim:
+        return {}
+    with log.step("Sum up what slim left out") as step:
+        prefixes = {name: section.prefix for name, section in job.lock.conda.environments.items()}
+        found = slim.read(_linked(job, step).path, prefixes)
+        step.note("; ".join(f"{name}: {savings.text()}" for name, savings in found.items()))
+    return {
+        name: manifest.SlimRecord(
+            before=savings.before,
+            saved=savings.saved,
+            parts={part: one.bytes for part, one in savings.parts.items()},
+        )
+        for name, savings in found.items()
+    }
 
 
 def _write_bills(job: builders.Job, folder: Path) -> None:

@@ -14,6 +14,7 @@ from conda_appliance import formats as table
 from conda_appliance import yamlfile
 from conda_appliance.definition_conda import Conda, is_wheel
 from conda_appliance.definition_services import Service
+from conda_appliance.definition_slim import Slim
 from conda_appliance.definition_target import Target
 from conda_appliance.errors import DefinitionError, Problem, UsageError
 from conda_appliance.fields import (
@@ -263,6 +264,7 @@ class ImageDefinition(Model):
     base: Base
     target: Target = Target()
     conda: Conda
+    slim: Slim = ()
     services: tuple[Service, ...] = ()
     files: tuple[Files, ...] = ()
     roles: Annotated[

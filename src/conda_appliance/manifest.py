@@ -47,6 +47,14 @@ class CheckRecord(_Record):
     seconds: float
 
 
+class SlimRecord(_Record):
+    """What was left out of an environment, in bytes: its size ``before``, what was ``saved``, and by which part."""
+
+    before: int
+    saved: int
+    parts: dict[str, int]
+
+
 class Manifest(_Record):
     """The output record of a build. ``created`` is ISO 8601 in UTC, ``steps`` are seconds by title."""
 
@@ -64,6 +72,8 @@ class Manifest(_Record):
     packages: dict[str, int]
     check: CheckRecord | None
     steps: dict[str, float]
+    #: By environment; empty where nothing was left out.
+    slim: dict[str, SlimRecord] = {}
 
 
 def package_counts(lock: Lock) -> dict[str, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pwd
 import re
+import shlex
 import stat
 import sys
 from collections.abc import Sequence
@@ -95,6 +96,53 @@ def script(
         "PAYLOAD": os.fspath(payload.resolve()) if payload else "",
     }
     return _OVERLAY + (_SYSTEM if system else "") + _RUN, variables
+
+
+#: What of this host a confined program finds: programs and libraries, to read; no settings, no homes.
+_HOST = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32")
+#: A root of its own in memory, with the environment where it lives. WORK is a mount point, TREE the environment, HOME
+#: where it stands. Then nobody runs the words that follow, with no rights to win back.
+_CONFINED = f"""
+mount -t tmpfs -o mode=0755 appliance "$WORK"
+cd "$WORK"
+for name in {" ".join(_HOST)}; do
+    if [ -L "/$name" ]; then
+        cp -P "/$name" "$name"
+    elif [ -d "/$name" ]; then
+        mkdir "$name"
+        mount --rbind "/$name" "$name"
+    fi
+done
+mkdir -m 1777 tmp
+mkdir -p proc dev etc ".$HOME"
+mount -t proc -o nosuid,nodev,noexec proc proc
+for name in null zero random urandom; do
+    : >"dev/$name"
+    mount --bind "/dev/$name" "dev/$name"
+done
+mkdir -m 1777 dev/shm
+echo 'nobody:x:65534:65534:nobody:/tmp:/bin/sh' >etc/passwd
+mount --bind "$TREE" ".$HOME"
+exec chroot . setpriv --reuid 65534 --regid 65534 --clear-groups --no-new-privs --inh-caps=-all --bounding-set=-all \
+    env -i HOME=/tmp PATH="$HOME/bin:/usr/bin:/bin" LC_ALL=C.UTF-8 "$@"
+"""
+
+
+def place_of(prefix: str) -> str:
+    """Where `confined` has an environment: where it lives, but for one in a folder of the system."""
+    return "/environment" if prefix.split("/")[1] in {*_HOST, "proc", "dev", "etc"} else prefix
+
+
+def confined(work: Path, tree: Path, prefix: str, argv: Sequence[Argument]) -> list[Argument]:
+    """The command that runs ``argv`` as nobody, with no network, where it sees an environment and may write to /tmp.
+
+    ``work`` is an empty folder, ``tree`` the environment that lives at ``prefix`` (`place_of` says where it stands).
+    Needs root, of this system or of a user namespace (`require_root`).
+    """
+    variables = (
+        f"WORK={shlex.quote(os.fspath(work.resolve()))}\nTREE={shlex.quote(os.fspath(tree.resolve()))}\n"
+    )
+    return ["unshare", "--net", "--", *isolated(f"{variables}HOME={place_of(prefix)}\n{_CONFINED}", argv)]
 
 
 def hide_below(folder: Path) -> None:

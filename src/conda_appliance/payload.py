@@ -20,10 +20,12 @@ from conda_appliance import (
     layers,
     prefix_check,
     resources,
+    slim,
     trees,
     wheels,
 )
 from conda_appliance.definition import Base, ImageDefinition, load_disc
+from conda_appliance.definition_slim import Part
 from conda_appliance.errors import BuildError, HashMismatch
 from conda_appliance.layers import Layer, Store
 from conda_appliance.lock import EnvironmentSection, Lock
@@ -50,14 +52,33 @@ def environment(
     epoch: int,
     base: Base | None = None,
     subject: str = "",
+    without: Sequence[Part] = (),
     progress: Callable[[str], None] = lambda _text: None,
 ) -> Layer:
     """Every environment of ``lock``, linked, as one tree whose root is the machine's: from the cache, or made now.
 
     ``archives`` are the lock's files by SHA-256. ``epoch`` (seconds since 1970) is every time stamp. ``base`` is the
-    machine's, which an installer needs to run.
-    Raises HashMismatch naming a damaged package or file of a cached tree; BuildError as `conda.link` does.
+    machine's, which an installer needs to run. ``without`` are the parts that a definition's ``slim`` leaves out.
+    Raises HashMismatch naming a damaged package or file of a cached tree; BuildError as `conda.link` and `slim.layer`.
     """
+    whole = _whole(lock, archives, store=store, epoch=epoch, base=base, subject=subject, progress=progress)
+    if not without:
+        return whole
+    prefixes = {name: section.prefix for name, section in lock.conda.environments.items()}
+    return slim.layer(whole, prefixes, without, store=store, epoch=epoch, subject=subject, progress=progress)
+
+
+def _whole(
+    lock: Lock,
+    archives: Mapping[str, Path],
+    *,
+    store: Store,
+    epoch: int,
+    base: Base | None,
+    subject: str,
+    progress: Callable[[str], None],
+) -> Layer:
+    """`environment` with all that its packages bring."""
     sections = sorted(lock.conda.environments.items(), key=lambda one: one[1].prefix)
     same: layers.Parts = {
         "epoch": str(epoch),
@@ -223,6 +244,7 @@ def make(
         epoch=epoch,
         base=definition.base,
         subject=definition.name,
+        without=definition.slim,
         progress=progress,
     )
     layout = resources.find("iso/payload.yaml", project)

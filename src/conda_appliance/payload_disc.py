@@ -46,6 +46,7 @@ def make(
         epoch=epoch,
         base=definition.base,
         subject=definition.name,
+        without=definition.slim,
         progress=progress,
     )
     prefix = definition.conda.prefix

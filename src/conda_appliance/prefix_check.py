@@ -26,11 +26,12 @@ from typing import Any
 #: Where an environment that an installer laid down lists its files of no package: ``SHA-256  PATH``, as sha256sum(1).
 INSTALLED = "etc/conda-appliance/installer.sha256"
 
-#: What conda itself keeps in an environment beside its records, and what names the build where the environment has a
-#: partition of its own.
+#: What conda itself keeps in an environment beside its records, what says which parts were left out of it, and what
+#: names the build where the environment has a partition of its own.
 _OWN = frozenset(
     {
         "conda-meta/history",
+        "conda-meta/slim",
         INSTALLED,
         "etc/conda-appliance/appliance.json",
         "etc/conda-appliance/appliance.lock",

@@ -58,6 +58,7 @@ PACKAGES = {
     "rpmbuild": "rpm",
     "qemu-img": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
+    "setpriv": "util-linux",
     "sfdisk": "fdisk",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",

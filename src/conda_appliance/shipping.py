@@ -135,6 +135,7 @@ def delivered(job: builders.Job, home: Path, work: Path, used: dict[str, str]) -
             epoch=job.epoch,
             base=job.image.base,
             subject=job.image.name,
+            without=job.image.slim,
             progress=step.update,
         )
         used["environment"] = linked.sha256

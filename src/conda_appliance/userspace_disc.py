@@ -84,6 +84,7 @@ def make(
         epoch=epoch,
         base=definition.base,
         subject=definition.name,
+        without=definition.slim,
         progress=progress,
     )
     places, form = Places.of(definition), definition.disc.userspace

@@ -141,6 +141,7 @@ def render(job: Job, into: Path) -> BuildTree:
             epoch=job.epoch,
             base=job.image.base,
             subject=job.image.name,
+            without=job.image.slim,
             progress=step.update,
         )
         load = payload.make(

@@ -134,6 +134,7 @@ def _lower(job: Job, step: log.Step) -> tuple[Layer, Layer]:
             epoch=job.epoch,
             base=job.image.base,
             subject=job.image.name,
+            without=job.image.slim,
             progress=lambda text: tell("environment", text),
         ),
     )
