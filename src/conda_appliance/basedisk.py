@@ -44,7 +44,9 @@ def make(
     program's words when making it fails.
     """
     if lock.debian is not None:
-        system = bootstrap.system(lock.debian, image.base, files, store=store, progress=progress)
+        system = bootstrap.system(
+            lock.debian, image.base, files, store=store, progress=progress, without=image.slim
+        )
         made = _debian(system, bootstrap.identity_of(lock.debian), image, store, progress)
     else:
         assert lock.image is not None

@@ -9,12 +9,13 @@ import io
 import json
 import tarfile
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from conda_appliance import layers, process, render, resources
 from conda_appliance.apt import DEFAULT_MIRROR, DEFAULT_SECURITY
 from conda_appliance.definition import Base
+from conda_appliance.definition_slim import Part
 from conda_appliance.errors import BuildError
 from conda_appliance.layers import Layer, Store
 from conda_appliance.lock import DebianSection
@@ -109,6 +110,12 @@ ENABLED = ("systemd-networkd", "systemd-resolved", "systemd-timesyncd", "sshd-ke
 #: costs each boot a service, so that ``.pyc`` files can be run like programs.
 EXCLUDED = ("/usr/share/man/*", "/usr/share/locale/*", "/usr/share/doc/*", "/usr/lib/binfmt.d/python3*")
 INCLUDED = ("/usr/share/doc/*/copyright",)
+#: … and what `slim` leaves out beside them: what locale-gen would make other locales than C.UTF-8 from (but for their
+#: list, which the package itself reads when it is configured), and info pages.
+EXCLUDED_SLIM: dict[Part, tuple[str, ...]] = {
+    "locales": ("/usr/share/i18n/charmaps/*", "/usr/share/i18n/locales/*"),
+    "docs": ("/usr/share/info/*", "/usr/share/lintian/*", "/usr/share/bug/*"),
+}
 #: A fast start's initramfs finds the disk by itself (templates/boot/drivers.j2): udev and what it needs is its half.
 EXCLUDED_FAST = (
     "/usr/share/initramfs-tools/hooks/udev",
@@ -165,11 +172,14 @@ def system(
     *,
     store: Store,
     progress: Callable[[str], None],
+    without: Sequence[Part] = (),
 ) -> Layer:
     """The root file system of the locked packages as a tree: from the cache, verified, or made now.
 
-    ``files`` are the verified packages by SHA-256. Raises as `root_tar` does.
+    ``files`` are the verified packages by SHA-256; ``without`` is what a definition's ``slim`` leaves out. Raises as
+    `root_tar` does.
     """
+    slim = [part for part in without if part in EXCLUDED_SLIM]
     identity = identity_of(section)
     parts: layers.Parts = {
         "suite": section.suite,
@@ -178,11 +188,12 @@ def system(
         "base": json.dumps(base.model_dump(mode="json"), sort_keys=True),
         "files": {**early_files(identity, base), **late_files(section.suite, base.mirror, base.boot)},
         "code": layers.code(__file__),
+        **({"slim": ", ".join(slim)} if slim else {}),
     }
 
     def make(to: Path, work: Path) -> None:
         progress(f"unpacking {len(section.packages)} packages")
-        tar = root_tar(section, base, files, identity=identity, work=work, progress=progress)
+        tar = root_tar(section, base, files, identity=identity, work=work, progress=progress, without=slim)
         to.mkdir()
         # Devices come from the kernel (devtmpfs), and only the system's own root may make any.
         flags = ["--numeric-owner", "--xattrs", "--xattrs-include=*", "--exclude=./dev/*"]
@@ -199,6 +210,7 @@ def root_tar(
     identity: str,
     work: Path,
     progress: Callable[[str], None],
+    without: Sequence[Part] = (),
 ) -> Path:
     """The root file system as a tar file in ``work``, made from exactly the locked packages.
 
@@ -220,6 +232,7 @@ def root_tar(
         "--dpkgopt=force-unsafe-io",
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED),
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED_FAST if base.boot == "fast"),
+        *(f"--dpkgopt=path-exclude={pattern}" for part in without for pattern in EXCLUDED_SLIM[part]),
         *(f"--dpkgopt=path-include={pattern}" for pattern in INCLUDED),
         '--aptopt=Apt::Install-Recommends "false"',
         # Before the kernel's package makes its initramfs.

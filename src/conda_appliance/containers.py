@@ -166,7 +166,12 @@ def _system(shipment: Shipment) -> Blob:
     section = shipment.lock.debian
     assert section is not None
     system = bootstrap.system(
-        section, shipment.image.base, shipment.archives, store=shipment.store, progress=lambda _text: None
+        section,
+        shipment.image.base,
+        shipment.archives,
+        store=shipment.store,
+        progress=lambda _text: None,
+        without=shipment.image.slim,
     )
     return _kept(
         shipment,
@@ -233,7 +238,12 @@ def _files(shipment: Shipment, work: Path) -> Blob:
         section = shipment.lock.debian
         assert section is not None
         system = bootstrap.system(
-            section, image.base, shipment.archives, store=shipment.store, progress=lambda _text: None
+            section,
+            image.base,
+            shipment.archives,
+            store=shipment.store,
+            progress=lambda _text: None,
+            without=image.slim,
         )
         _add_user(system.path, root, service.name)
     to.mkdir()

@@ -130,7 +130,9 @@ def installer(image: str, *, out: Path, to: Path | None, offline: bool) -> Path:
     target = folder / f"{parsed.name}-{parsed.version}-installer.iso"
     with resources.work_folder(folder, ".installer") as work, log.step(f"Write {target.name}") as step:
         store = build.layer_store()
-        system = bootstrap.system(locked.debian, parsed.base, inputs.files, store=store, progress=step.update)
+        system = bootstrap.system(
+            locked.debian, parsed.base, inputs.files, store=store, progress=step.update, without=parsed.slim
+        )
         golden = next((one for one in written.artifacts if one.format in ("qcow2", "raw")), None)
         if golden is None:
             raise UsageError(

@@ -1,6 +1,8 @@
 """Real environments without what slim leaves out: smaller, as recorded, and what could be imported still can be."""
 
 import json
+import os
+import re
 import stat
 import subprocess
 from collections.abc import Callable, Mapping
@@ -9,9 +11,12 @@ from pathlib import Path
 import packages
 import pytest
 import wheels_made
+from debian_made import Debian
 from packages import File, Package
 
 from conda_appliance import (
+    bootstrap,
+    build,
     channel,
     conda,
     importable,
@@ -22,7 +27,9 @@ from conda_appliance import (
     slim_rules,
     trees,
 )
+from conda_appliance.builders import Job
 from conda_appliance.contract import Contract
+from conda_appliance.definition import ImageDefinition
 from conda_appliance.definition_slim import CAREFUL, Part
 from conda_appliance.errors import BuildError
 from conda_appliance.layers import Layer, Store
@@ -261,3 +268,56 @@ def test_the_record_of_a_wheel_is_true_too(starter: Path, tmp_path: Path) -> Non
 def test_the_record_on_the_machine_is_json_that_conda_does_not_take_for_a_package(small: Path) -> None:
     assert json.loads((small / slim.PLACE).read_text())["parts"]["tests"]["files"] > 100
     assert slim.PLACE not in [f"conda-meta/{path.name}" for path in (small / "conda-meta").glob("*.json")]
+
+
+def test_the_manifest_says_what_was_saved(starter: Path, tmp_path: Path) -> None:
+    image = ImageDefinition.model_validate(
+        {
+            "name": "demo",
+            "version": "1",
+            "base": {"debian": "trixie"},
+            "conda": {"channels": ["starter"], "environments": {"base": {"dependencies": ["python"]}}},
+            "slim": True,
+        }
+    )
+    own = awkward(tmp_path / "own", {"share/doc/awkward/README": "read me"})
+    lock, archives = locked(own, starter, "python 3.13.*", "awkward")
+    job = Job(
+        image=image,
+        lock=lock,
+        folder=tmp_path,
+        project=tmp_path,
+        files=archives,
+        store=Store(tmp_path / "cache"),
+        epoch=EPOCH,
+        identity="",
+    )
+    said = build._left_out(job)["base"]
+    assert said.parts["docs"] == 7 and set(said.parts) == set(CAREFUL)
+    assert said.saved == sum(said.parts.values()) < said.before
+
+
+# --- the Debian base --------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a root file system as root")
+def test_debian_is_without_them_too_and_its_copyrights_stay(debian: Debian, tmp_path: Path) -> None:
+    made = bootstrap.system(
+        debian.section,
+        debian.image.base,
+        debian.files,
+        store=Store(tmp_path / "cache"),
+        progress=lambda _: None,
+        without=CAREFUL,
+    )
+    before, after = trees.listing(debian.system.path, times=False), trees.listing(made.path, times=False)
+    gone = set(before) - set(after)
+    assert {"usr/share/i18n/locales/de_DE", "usr/share/i18n/charmaps/UTF-8.gz"} <= gone
+    assert {path for path in gone if not re.match(r"usr/share/(i18n|info|lintian|bug)/", path)} <= {
+        f"usr/share/{name}" for name in ("info", "lintian", "bug")
+    }
+    assert "usr/share/i18n/SUPPORTED" in after and set(after) <= set(before)
+    copyrights = [path for path in after if re.fullmatch(r"usr/share/doc/[^/]+/copyright", path)]
+    assert len(copyrights) > 100
+    charmap = ["chroot", made.path, "/usr/bin/env", "LC_ALL=C.UTF-8", "locale", "charmap"]
+    assert subprocess.check_output(charmap, text=True).strip() == "UTF-8"

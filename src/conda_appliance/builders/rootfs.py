@@ -126,6 +126,7 @@ def _lower(job: Job, step: log.Step) -> tuple[Layer, Layer]:
             job.files,
             store=job.store,
             progress=lambda text: tell("system", text),
+            without=job.image.slim,
         ),
         lambda: payload.environment(
             job.lock,
