@@ -30,6 +30,7 @@ _OWN = frozenset(
         "conda-meta/history",
         "etc/conda-appliance/appliance.json",
         "etc/conda-appliance/appliance.lock",
+        "etc/conda-appliance/inventory",
         "etc/conda-appliance/sbom.cdx.json",
     }
 )

@@ -279,3 +279,13 @@ def test_a_lock_does_not_answer_what_is_only_said_of_the_machine(tmp_path: Path)
         return definition.lock_digest(path, definition.load_image(path))
 
     assert digest(GOOD.replace("channels:", "frozen: true\n  channels:")) == digest(GOOD)
+
+
+def test_a_machine_may_check_its_own_files_from_time_to_time(tmp_path: Path) -> None:
+    assert load(tmp_path, GOOD).verify.timer is None
+    made = load(tmp_path, GOOD + "verify: {timer: daily, ignore: [/opt/app/data]}\n")
+    assert (made.verify.timer, made.verify.ignore) == ("daily", ("/opt/app/data",))
+    (wrong,) = problems(tmp_path, GOOD + "verify: {timer: nightly}\n")
+    assert "verify.timer" in wrong and "'daily'" in wrong
+    (wrong,) = problems(tmp_path, GOOD + "verify: {ignore: [data]}\n")
+    assert "verify.ignore" in wrong and "data" in wrong
