@@ -55,7 +55,8 @@ def text(image: ImageDefinition, linked: Layer, files: Path) -> str:
     for prefix in prefixes:
         said.append(f"environment {prefix}")
         said += [f"ignore {prefix}/{name}" for name in _OWNERS]
-        said += [f"any {prefix}/{name}" for name in (*_ADDED, *_STAMP)]
+        added = (*_ADDED, *_STAMP) if image.disk.layout == "split" else _ADDED
+        said += [f"any {prefix}/{name}" for name in added if not (linked.path / prefix[1:] / name).is_dir()]
         said += [f"any {path}/EXTERNALLY-MANAGED" for path in _stdlibs(linked.path, prefix)]
         lines.update(_environment(linked, prefix, prefixes))
     for path, about in _files(files, prefixes):

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from conda_appliance import inventory, trees
+from conda_appliance import inventory, render, trees
+from conda_appliance.builders import Job
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import UsageError
-from conda_appliance.layers import Layer
+from conda_appliance.layers import Layer, Store
+from conda_appliance.lock import CondaSection, Lock
 
 EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
@@ -98,3 +100,37 @@ def test_a_name_that_no_text_has_is_refused(linked: Layer, files: Path) -> None:
     (files / "opt/app/\udcff").touch()
     with pytest.raises(UsageError, match="not UTF-8"):
         inventory.text(definition(), linked, files)
+
+
+def test_a_builder_that_has_laid_the_files_down_and_one_that_has_not_write_the_same(
+    linked: Layer, tmp_path: Path
+) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app/run").touch(mode=0o755)
+    job = Job(
+        image=definition(files=[{"from": "app", "to": "/opt/app", "mode": "0640"}]),
+        lock=Lock(
+            name="demo",
+            digest="0" * 64,
+            tools={},
+            conda=CondaSection(virtual_packages=(), environments={}),
+        ),
+        folder=tmp_path,
+        project=tmp_path,
+        files={},
+        store=Store(tmp_path / "layers"),
+        epoch=0,
+        identity="c0ffee",
+    )
+    render.lay_files(job.image, tmp_path, tmp_path / "laid")
+    assert job.inventory(linked) == job.inventory(linked, tmp_path / "laid")
+    assert f"/opt/app/run//file 640 0:0 {EMPTY}" in job.inventory(linked)
+
+
+def test_what_names_the_build_lies_in_an_environment_that_has_a_partition_of_its_own(
+    linked: Layer, files: Path
+) -> None:
+    place = "any /opt/conda/etc/conda-appliance/inventory"
+    assert place not in lines(definition(), linked, files)
+    apart = definition(builder="rootfs", disk={"layout": "split"})
+    assert place in lines(apart, linked, files)
