@@ -26,6 +26,8 @@ PROGRAM = resources.shipped() / "playbooks/roles/verify/files/appliance-verify"
 EPOCH = 1_700_000_000
 #: What it uses beside what any small machine has.
 PROGRAMS = ("awk", "cmp", "dpkg", "find", "grep", "mktemp", "mv", "sed", "xargs")
+#: What a role wrote, and no package.
+SETTING = "/etc/systemd/system/app.service"
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="looks at owners as root, in a root of its own")
 
@@ -87,6 +89,8 @@ class Built:
         for name in PROGRAMS:
             small_machine.copy(self.system, process.find(name), f"/usr/bin/{name}")
         small_machine.copy(self.system, os.fspath(PROGRAM), "/usr/bin/appliance-verify")
+        (self.system / SETTING[1:]).parent.mkdir(parents=True)
+        (self.system / SETTING[1:]).write_text("[Service]\n")
         _dpkg_package(self.system)
 
     def onto(self, root: Path, image: ImageDefinition) -> Path:
@@ -141,9 +145,18 @@ def machine(built: Built, tmp_path: Path) -> Iterator[Machine]:
     (tmp_path / "root").mkdir()
     (tmp_path / "disc").mkdir()
     made = Machine(root=built.onto(tmp_path / "root", definition()), disc=tmp_path / "disc")
-    assert made.run("appliance-verify", "--record").stdout == "changed: /usr/share/conda-appliance/system\n"
+    assert record(made) == [
+        "changed: /usr/share/conda-appliance/system",
+        "changed: /usr/share/conda-appliance/settings",
+    ]
     yield made
     shutil.rmtree(tmp_path / "root")
+
+
+def record(machine: Machine) -> list[str]:
+    """What the end of the playbook does; what it says that it changed."""
+    words = ("appliance-verify", "--record", "/usr/bin/appliance-verify", SETTING)
+    return machine.run(*words).stdout.splitlines()
 
 
 def verify(machine: Machine, *words: str, user: int = 0) -> tuple[int, list[str]]:
@@ -185,6 +198,18 @@ def test_what_people_and_conda_keep_in_an_environment_is_no_finding(machine: Mac
     assert findings(machine) == []
 
 
+def test_a_setting_that_the_playbook_made_and_the_program_itself_are_checked(machine: Machine) -> None:
+    (machine.root / SETTING[1:]).write_text("[Service]\nUser=root\n")
+    with (machine.root / "usr/bin/appliance-verify").open("a") as file:
+        file.write("# more\n")
+    assert findings(machine) == [
+        "changed /etc/systemd/system/app.service (content)",
+        "changed /usr/bin/appliance-verify (content)",
+    ]
+    (machine.root / SETTING[1:]).unlink()
+    assert "missing /etc/systemd/system/app.service" in findings(machine)
+
+
 def test_what_comes_and_goes_in_var_is_no_finding(machine: Machine) -> None:
     with (machine.root / "var/lib/dpkg/info/hello.md5sums").open("a") as sums:
         sums.write("0" * 32 + "  var/cache/hello/index\n")
@@ -203,12 +228,13 @@ def test_nothing_is_written_while_it_checks(machine: Machine) -> None:
 
 
 def test_the_records_are_the_same_bytes_each_time(machine: Machine, built: Built) -> None:
-    record = machine.root / "usr/share/conda-appliance/system"
-    before = record.read_bytes()
-    record.unlink()
-    machine.run("appliance-verify", "--record")
-    assert record.read_bytes() == before
-    assert machine.run("appliance-verify", "--record").stdout == ""
+    records = machine.root / "usr/share/conda-appliance"
+    before = {path.name: path.read_bytes() for path in records.iterdir()}
+    assert set(before) == {"system", "settings"} and all(before.values())
+    shutil.rmtree(records)
+    record(machine)
+    assert {path.name: path.read_bytes() for path in records.iterdir()} == before
+    assert record(machine) == []
     text = inventory.text(definition(), built.linked, built.files)
     assert text == (machine.root / inventory.PLACE).read_text()
 
@@ -334,7 +360,7 @@ def test_what_the_definition_says_to_ignore_is_not_looked_at(built: Built, tmp_p
     (tmp_path / "root").mkdir()
     (tmp_path / "disc").mkdir()
     machine = Machine(root=built.onto(tmp_path / "root", image), disc=tmp_path / "disc")
-    machine.run("appliance-verify", "--record")
+    record(machine)
     (machine.root / "opt/app/run.sh").unlink()
     (machine.root / "opt/conda/share/new").touch()
     (machine.root / "opt/conda/envs/second/etc/prefixed.conf").unlink()
@@ -401,13 +427,17 @@ def test_a_disk_that_is_mounted_elsewhere_is_checked_with_the_programs_of_this_h
             lambda root: (root / "usr/share/conda-appliance/system").unlink(),
             "appliance-verify --no-system",
         ),
+        (
+            lambda root: (root / "usr/share/conda-appliance/settings").unlink(),
+            "/usr/share/conda-appliance/settings cannot be read",
+        ),
         (lambda root: (root / "usr/bin/awk").unlink(), "there is no program awk"),
         (
             lambda root: (root / "var/lib/dpkg/status").write_text("Nonsense\n"),
             "dpkg cannot check the system",
         ),
     ],
-    ids=["no inventory", "half an inventory", "no record", "no awk", "no database"],
+    ids=["no inventory", "half an inventory", "no record", "no settings", "no awk", "no database"],
 )
 def test_what_cannot_be_checked_is_not_sound(machine: Machine, break_it, said: str) -> None:
     break_it(machine.root)
