@@ -46,6 +46,7 @@ conda        4 solve, link a prefix for its final path, verify it
 wheel        4 a wheel of PyPI → a conda package
 workspace    1 an environment of a pixi workspace → what it asks for
 environments 4 an environment as its user describes it → what is asked of channels and PyPI
+inventory    4 what a machine should hold, path by path: what appliance-verify on it compares with
 git          4 a git repository at a commit → its files as one tar
 render       4 → BuildTree; the only Jinja; StrictUndefined
 manifest     4 manifest.json, SHA256SUMS

@@ -249,6 +249,24 @@ class Access(Model):
         return self
 
 
+class Verify(Model):
+    """How the machine checks its own files: `appliance-verify` on it."""
+
+    timer: Annotated[
+        Literal["hourly", "daily", "weekly"] | None,
+        Field(
+            description="Run it so often, beside what the machine does; findings are in the journal, and fail "
+            "appliance-verify.service. Without it, it runs when somebody starts it."
+        ),
+    ] = None
+    ignore: Annotated[
+        tuple[AbsolutePath, ...],
+        Field(
+            description="Files and folders that change on the machine, or that a role of yours changes: not looked at."
+        ),
+    ] = ()
+
+
 if TYPE_CHECKING:
     Form = str
 else:
@@ -280,6 +298,7 @@ class ImageDefinition(Model):
     disc: Disc = Disc()
     access: Access = Access()
     installer: Installer = Installer()
+    verify: Verify = Verify()
     builder: Annotated[
         Literal["packer", "rootfs"],
         Field(

@@ -229,13 +229,15 @@ def make(
     project: Path | None,
     lock_text: str,
     sbom: str = "",
+    inventory: str = "",
     progress: Callable[[str], None] = lambda _text: None,
 ) -> Payload:
     """Link every environment of ``lock`` and write the payload disc, or take it from ``store`` when it is there.
 
-    ``lock_text`` and ``sbom`` go on the disc; ``project`` may have an ``iso/payload.yaml`` of its own. For the rest see
-    `environment`. Raises HashMismatch naming what is damaged: a package, or a file of a disc in the cache, which is
-    then set aside so that the next run makes it anew. Raises BuildError as `conda.link` and `disc.write` do.
+    ``lock_text``, ``sbom`` and ``inventory`` go on the disc; ``project`` may have an ``iso/payload.yaml`` of its own.
+    For the rest see `environment`. Raises HashMismatch naming what is damaged: a package, or a file of a disc in the
+    cache, which is then set aside so that the next run makes it anew. Raises BuildError as `conda.link` and
+    `disc.write` do.
     """
     linked = environment(
         lock,
@@ -253,6 +255,7 @@ def make(
         "environment": linked.key,
         "lock": layers.digest_of([lock_text]),
         "sbom": layers.digest_of([sbom]),
+        "inventory": layers.digest_of([inventory]),
         "readme": readme,
         "epoch": str(epoch),
         "layout": layout.read_text(encoding="utf-8"),
@@ -268,6 +271,7 @@ def make(
             "lock": lock_text.encode(),
             "readme": readme.encode(),
             **({"sbom": sbom.encode()} if sbom else {}),
+            **({"inventory": inventory.encode()} if inventory else {}),
         }
         disc.write(load_disc(layout), inputs, to, epoch=epoch)
 

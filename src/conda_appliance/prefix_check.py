@@ -35,6 +35,7 @@ _OWN = frozenset(
         INSTALLED,
         "etc/conda-appliance/appliance.json",
         "etc/conda-appliance/appliance.lock",
+        "etc/conda-appliance/inventory",
         "etc/conda-appliance/sbom.cdx.json",
     }
 )

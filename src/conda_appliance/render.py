@@ -467,6 +467,7 @@ def playbook_variables(definition: ImageDefinition, lock: Lock, folder: Path) ->
         "services": [_service(service, prefixes[service.environment]) for service in definition.services],
         "access": {"user": definition.access.user, "keys": public_keys(definition, folder)},
         "own_roles": list(definition.roles),
+        "verify": {"timer": definition.verify.timer or ""},
         # The day that files of accounts name, whenever the image is made.
         "epoch": EPOCH,
     }

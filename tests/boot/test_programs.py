@@ -53,6 +53,7 @@ services:
     command: python main.py cloned 8004
   - {name: frozen, port: 8005, program: {frozen: {url: made/app}}, command: "{program} frozen 8005"}
 access: {user: admin}
+verify: {timer: daily}
 builder: rootfs
 checks: [test_programs_here.py]
 """

@@ -62,6 +62,8 @@ print(pathlib.Path(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED").read_text
 
 
 def test_every_file_is_what_its_record_says(host, appliance, environment):
+    if host.file("/usr/bin/appliance-verify").exists:
+        pytest.skip("the machine verifies itself, against more than the records: test_verify.py")
     script = Path(appliance.prefix_check).read_text()
     with host.sudo():
         result = run_python(host, script, environment.prefix, *_ALLOWED, python=environment.python)

@@ -216,6 +216,29 @@ def test_a_project_may_have_a_layout_of_its_own(
     assert (extracted(made, tmp_path / "out") / "docs/READ-ME.txt").exists()
 
 
+def test_a_builds_disc_brings_what_the_machine_verifies_itself_against(
+    image: ImageDefinition, locked: Lock, archives: dict[str, Path], tmp_path: Path
+) -> None:
+    def make(text: str) -> payload.Payload:
+        return payload.make(
+            image,
+            locked,
+            archives,
+            store=Store(tmp_path / "cache"),
+            epoch=EPOCH,
+            project=None,
+            lock_text="x",
+            inventory=text,
+        )
+
+    made = make("# end\n")
+    out = extracted(made, tmp_path / "out")
+    assert (out / "inventory").read_text() == "# end\n"
+    process.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=out)
+    assert not make("# end\n").made
+    assert make("# another\n# end\n").sha256 != made.sha256
+
+
 def test_a_tree_that_changes_while_it_is_packed_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "opt/conda").mkdir(parents=True)
     (tmp_path / "opt/conda/file").write_text("before")

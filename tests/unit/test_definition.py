@@ -308,3 +308,13 @@ def test_a_lock_answers_the_target_and_old_locks_stay_valid(tmp_path: Path) -> N
     assert len(digests) == 5
     assert digest("target: {arch_level: x86-64-v1}\n") == digest()
     assert digest() == "b4a5dbae3d7d450a21a5af80a87937d5fc67e7741e772346ec25f15c2bfae904"
+
+
+def test_a_machine_may_check_its_own_files_from_time_to_time(tmp_path: Path) -> None:
+    assert load(tmp_path, GOOD).verify.timer is None
+    made = load(tmp_path, GOOD + "verify: {timer: daily, ignore: [/opt/app/data]}\n")
+    assert (made.verify.timer, made.verify.ignore) == ("daily", ("/opt/app/data",))
+    (wrong,) = problems(tmp_path, GOOD + "verify: {timer: nightly}\n")
+    assert "verify.timer" in wrong and "'daily'" in wrong
+    (wrong,) = problems(tmp_path, GOOD + "verify: {ignore: [data]}\n")
+    assert "verify.ignore" in wrong and "data" in wrong

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from conda_appliance import bill, log, resources
+from conda_appliance import bill, inventory, log, render, resources
 from conda_appliance.bill import Bill
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.export import Insert
-from conda_appliance.layers import Store
+from conda_appliance.layers import Layer, Store
 from conda_appliance.lock import Lock
 
 
@@ -45,6 +45,14 @@ class Job:
             store=self.store,
             epoch=self.epoch,
         )
+
+    def inventory(self, linked: Layer, files: Path | None = None) -> str:
+        """What `appliance-verify` compares the machine with; ``files`` are the definition's, as they are laid down."""
+        if files is not None:
+            return inventory.text(self.image, linked, files)
+        with resources.work_folder(self.store.root / "work", f"{self.image.name}-files") as work:
+            render.lay_files(self.image, self.folder, work / "files")
+            return inventory.text(self.image, linked, work / "files")
 
     @cached_property
     def lock_text(self) -> str:

@@ -153,6 +153,7 @@ def render(job: Job, into: Path) -> BuildTree:
             project=job.project,
             lock_text=job.lock_text,
             sbom=cyclonedx.write(job.bill(linked.path)),
+            inventory=job.inventory(linked),
             progress=step.update,
         )
         step.note(resources.size_text(load.size))

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from conda_appliance import (
     bootstrap,
     cyclonedx,
     disk,
+    inventory,
     layers,
     log,
     namespace,
@@ -81,6 +83,10 @@ class Parts:
         """The definition's files, where the playbook did not lay them down."""
         return trees.listing(self.tree.folder / "files", times=False) if self.files_apart else {}
 
+    @cached_property
+    def _inventory(self) -> str:
+        return self.job.inventory(self.linked, self.tree.folder / "files")
+
     def stamp(self) -> dict[str, str]:
         """What names this very build on the machine: the playbook writes the same, perhaps for another one."""
         job = self.job
@@ -88,6 +94,7 @@ class Parts:
             FACTS: rendering.appliance_facts(job.image, job.lock, job.identity),
             LOCK: job.lock_text,
             bill.PLACE: cyclonedx.write(job.bill(self.linked.path)),
+            inventory.PLACE: self._inventory,
         }
 
     def described(self) -> dict[str, Any]:
@@ -270,7 +277,7 @@ def _mounted(prefix: str) -> tuple[dict[str, str], dict[str, str]]:
         )
     }
     links = {f"etc/systemd/system/local-fs.target.wants/{unit}": f"../{unit}"}
-    links |= {path: f"{prefix}/{path}" for path in (FACTS, LOCK, bill.PLACE)}
+    links |= {path: f"{prefix}/{path}" for path in (FACTS, LOCK, bill.PLACE, inventory.PLACE)}
     return links, files
 
 

@@ -56,5 +56,8 @@ done
 # What the machine is made of: a list of packages, their licences and digests.
 [ ! -e "$folder/sbom.cdx.json" ] || install -m 0644 "$folder/sbom.cdx.json" /etc/conda-appliance/sbom.cdx.json
 
+# What appliance-verify compares the machine with.
+[ ! -e "$folder/inventory" ] || install -m 0644 "$folder/inventory" /etc/conda-appliance/inventory
+
 # Last: a run that was cut short begins again.
 cmp -s "$folder/appliance.lock" "$stamp" || install -m 0644 "$folder/appliance.lock" "$stamp"
