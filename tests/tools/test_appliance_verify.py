@@ -398,6 +398,14 @@ def test_who_may_not_read_a_file_is_told_so_and_root_is_not(machine: Machine) ->
     ]
 
 
+def test_who_may_not_look_into_an_environment_is_not_told_that_it_is_gone(machine: Machine) -> None:
+    for folder in ("opt/conda", "opt"):
+        (machine.root / folder).chmod(0o700)
+        code, lines = verify(machine, "--no-system", user=1000)
+        assert (code, lines[:-1]) == (2, [f"unread /{folder}"])
+        assert findings(machine) == []
+
+
 def test_a_disk_that_is_mounted_elsewhere_is_checked_with_the_programs_of_this_host(machine: Machine) -> None:
     command = ["sh", PROGRAM, "--quiet", "--root", f"{machine.root}/"]
     assert process.run(command).stdout == ""
