@@ -58,7 +58,7 @@ def compile_all(folder: Path, prefix: str, sources: "list[str]") -> bool:
         prefix,
     ]
     command += ["--invalidation-mode", "unchecked-hash", "-i"]
-    workers = os.cpu_count() or 1
+    workers = min(os.cpu_count() or 1, len(sources))  # given none, compileall compiles all of Python's own
     lists = [folder / f".compile-{number}" for number in range(workers)]
     for number, path in enumerate(lists):
         path.write_text("".join(f"{folder / source}\n" for source in sources[number::workers]), "utf-8")

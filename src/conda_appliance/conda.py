@@ -519,7 +519,7 @@ def run_compileall(files: Sequence[str], into: Path, prefix: str) -> None:
     def compile_some(some: Sequence[str]) -> process.Completed:
         return process.run(command, input="".join(f"{into / path}\n" for path in some), check=False)
 
-    workers = os.cpu_count() or 1
+    workers = min(os.cpu_count() or 1, len(files))  # given none, compileall compiles all of Python's own
     chunks = [files[start::workers] for start in range(workers)]
     for done in process.side_by_side(*[partial(compile_some, chunk) for chunk in chunks]):
         if done.returncode not in (0, 1):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 from collections.abc import Callable, Mapping
@@ -199,6 +200,15 @@ def test_without_byte_code_python_has_its_sources(made: Make) -> None:
     prefix = made("byte-code").path / "opt/conda"
     assert not list(prefix.rglob("*.pyc"))
     assert python(prefix, "import json; print(json.dumps(1))") == "1"
+
+
+def test_none_appears_when_it_is_moved(made: Make, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(made("byte-code").path / "opt/conda", moved, symlinks=True)
+    program = resources.find("iso/payload/bytecode.py")
+    subprocess.run([moved / "bin/python", "-I", "-S", "-B", program, moved, "/srv/env"], check=True)
+    assert not list(moved.rglob("*.pyc"))
+    assert prefix_check.check(moved) == []
 
 
 def test_the_same_is_found_and_another_choice_is_made(made: Make) -> None:
