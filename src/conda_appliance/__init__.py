@@ -47,6 +47,7 @@ git          4 a git repository at a commit → its files as one tar
 render       4 → BuildTree; the only Jinja; StrictUndefined
 manifest     4 manifest.json, SHA256SUMS
 relocation   4 where linked environments name their prefix
+post_link    5 packages' post-link scripts, run in the tree of the machine
 pypi         5 what is asked of PyPI → wheels, for the machine and its conda packages
 wheels       5 locked wheels → files of a linked environment
 channel      5 a folder of recipes → a channel of real conda packages

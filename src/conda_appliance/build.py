@@ -490,6 +490,7 @@ def _linked(job: builders.Job, step: log.Step) -> layers.Layer:
         job.files,
         store=job.store,
         epoch=job.epoch,
+        base=job.image.base,
         subject=job.image.name,
         progress=step.update,
     )

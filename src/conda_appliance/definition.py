@@ -350,6 +350,10 @@ class ImageDefinition(Model):
             raise ValueError(
                 "disk.layout: split is what builder: rootfs makes; packer's disk has one file system"
             )
+        if self.conda.post_link == "build" and self.base.debian is None:
+            raise ValueError(
+                "conda.post_link: build runs scripts in the machine's tree, and a cloud image has none before it boots"
+            )
         if self.builder == "rootfs" and self.base.debian is None:
             raise ValueError(
                 "builder: rootfs needs a Debian base; a cloud image must boot, which packer does"
@@ -449,6 +453,8 @@ def lock_digest(path: Path, definition: ImageDefinition) -> str:
     conda = definition.conda.model_dump(mode="json")
     del conda["frozen"], conda["accept"]  # not what the lock answers
     conda["glibc"] = definition.target.glibc  # where it stood when the first locks were written
+    if conda["post_link"] == "refuse":
+        del conda["post_link"]
     if conda["pip_index"] is None:
         del conda["pip_index"]
     for environment in conda["environments"].values():

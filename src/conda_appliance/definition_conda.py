@@ -108,6 +108,13 @@ class Conda(Model):
             description="The package index that `pip` is locked from (PEP 503); else uv's settings, PyPI without any.",
         ),
     ] = None
+    post_link: Annotated[
+        Literal["refuse", "build"],
+        Field(
+            description="Packages with a post-link script. refuse: locking names them and fails; build: the scripts "
+            "run in the machine's tree when it is built, without a network (a Debian base)."
+        ),
+    ] = "refuse"
     environments: Annotated[
         dict[Name, Environment],
         Field(min_length=1, description="By name; 'base' is PREFIX itself."),

@@ -94,12 +94,16 @@ class Wheel(_Part):
 
 
 class EnvironmentSection(_Part):
-    """A solved environment, in the order its packages are linked. ``specs`` are what was asked for."""
+    """A solved environment, in the order its packages are linked. ``specs`` are what was asked for.
+
+    ``post_link`` names the packages with a post-link script, in the order they run.
+    """
 
     prefix: str
     specs: tuple[str, ...]
     packages: tuple[CondaPackage, ...]
     wheels: tuple[Wheel, ...] | None = None
+    post_link: tuple[str, ...] | None = None
 
 
 class ProgramSection(_Part):
@@ -113,10 +117,14 @@ class ProgramSection(_Part):
 
 
 class CondaSection(_Part):
-    """What was solved, for which platform and which virtual packages (``__glibc=2.41=0``)."""
+    """What was solved, for which platform and which virtual packages (``__glibc=2.41=0``).
+
+    ``post_link`` says where post-link scripts run, if there are any.
+    """
 
     platform: Literal["linux-64"] = "linux-64"
     virtual_packages: tuple[str, ...]
+    post_link: Literal["build", "first-boot"] | None = None
     environments: dict[str, EnvironmentSection]
 
 

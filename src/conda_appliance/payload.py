@@ -9,8 +9,20 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 
-from conda_appliance import conda, conda_child, disc, disctree, layers, prefix_check, resources, wheels
-from conda_appliance.definition import ImageDefinition, load_disc
+from conda_appliance import (
+    bootstrap,
+    conda,
+    conda_child,
+    disc,
+    disctree,
+    layers,
+    namespace,
+    post_link,
+    prefix_check,
+    resources,
+    wheels,
+)
+from conda_appliance.definition import Base, ImageDefinition, load_disc
 from conda_appliance.errors import BuildError, HashMismatch
 from conda_appliance.layers import Layer, Store
 from conda_appliance.lock import Lock
@@ -35,13 +47,15 @@ def environment(
     *,
     store: Store,
     epoch: int,
+    base: Base | None = None,
     subject: str = "",
     progress: Callable[[str], None] = lambda _text: None,
 ) -> Layer:
     """Every environment of ``lock``, linked, as one tree whose root is the machine's: from the cache, or made now.
 
-    ``archives`` are the packages by SHA-256. ``epoch`` (seconds since 1970) is every time stamp.
-    Raises HashMismatch naming a damaged package or file of a cached tree; BuildError as `conda.link` does.
+    ``archives`` are the packages by SHA-256. ``epoch`` (seconds since 1970) is every time stamp. ``base`` is the
+    machine's, in whose system post-link scripts run. Raises HashMismatch naming a damaged package or file of a cached
+    tree; BuildError as `conda.link` and `post_link.run` do.
     """
     sections = sorted(lock.conda.environments.items(), key=lambda one: one[1].prefix)
     same: layers.Parts = {
@@ -68,11 +82,18 @@ def environment(
             section.model_dump(mode="json", exclude_none=True) for _, section in sections
         ),
     }
+    scripted = any(section.post_link for _, section in sections)
+    system: Layer | None = None
+    if scripted and lock.conda.post_link == "build":
+        system = _system(lock, base, archives, store, progress)
+        code = layers.code(str(post_link.__file__), str(namespace.__file__))
+        parts = {**parts, "scripts": {"system": system.sha256, **code}}
     found = store.find("environment", parts, subject=subject)
     if found is not None:
         return found
-    # What most changes leave as it is need not be linked again.
-    earlier = store.before("environment", subject, same)
+    # What most changes leave as it is need not be linked again. What scripts changed has no package to go with.
+    earlier = None if scripted else store.before("environment", subject, same)
+    home = min((section.prefix for _, section in sections), key=len, default="")
 
     def make(to: Path, work: Path) -> None:
         for name, section in sections:
@@ -85,9 +106,20 @@ def environment(
                 epoch=epoch,
                 work=work / "link",
                 specs=section.specs,
+                scripted=section.post_link or (),
                 store=store,
                 before=_before(earlier, name, section.prefix),
             )
+            if system is not None:
+                post_link.run(
+                    section,
+                    root=to,
+                    system=system.path,
+                    base=home,
+                    epoch=epoch,
+                    work=work,
+                    progress=progress,
+                )
             if section.wheels:
                 progress(f"installing {len(section.wheels)} wheels into {name}")
                 wheels.install(
@@ -115,12 +147,31 @@ def environment(
     )
 
 
+def _system(
+    lock: Lock,
+    base: Base | None,
+    archives: Mapping[str, Path],
+    store: Store,
+    progress: Callable[[str], None],
+) -> Layer:
+    """The machine's own system, where scripts run."""
+    if lock.debian is None or base is None:
+        raise BuildError(
+            "post-link scripts run in the system of the machine, and its base has none before it boots",
+            hint="take a Debian base, or leave out the packages with scripts",
+        )
+    namespace.require_root()
+    return bootstrap.system(lock.debian, base, archives, store=store, progress=progress)
+
+
 def _before(earlier: tuple[Layer, layers.Parts] | None, name: str, prefix: str) -> conda.Before | None:
     """The environment ``name`` of a layer that was made before, if it has one at ``prefix``."""
     if earlier is None:
         return None
     layer, parts = earlier
     folder = layer.path / prefix.lstrip("/")
+    if "scripts" in parts:
+        return None
     named = parts["packages"]
     if isinstance(named, str) or not (folder / "conda-meta").is_dir():
         return None
@@ -154,7 +205,15 @@ def make(
     `environment`. Raises HashMismatch naming what is damaged: a package, or a file of a disc in the cache, which is
     then set aside so that the next run makes it anew. Raises BuildError as `conda.link` and `disc.write` do.
     """
-    linked = environment(lock, archives, store=store, epoch=epoch, subject=definition.name, progress=progress)
+    linked = environment(
+        lock,
+        archives,
+        store=store,
+        epoch=epoch,
+        base=definition.base,
+        subject=definition.name,
+        progress=progress,
+    )
     layout = resources.find("iso/payload.yaml", project)
     readme = _readme(definition, lock)
     parts: layers.Parts = {

@@ -40,7 +40,13 @@ def make(
     offline conda channel too. Raises as `payload.environment`, `render.payload_units` and `disc.write` do.
     """
     linked = payload.environment(
-        lock, archives, store=store, epoch=epoch, subject=definition.name, progress=progress
+        lock,
+        archives,
+        store=store,
+        epoch=epoch,
+        base=definition.base,
+        subject=definition.name,
+        progress=progress,
     )
     prefix = definition.conda.prefix
     tree = linked.path / prefix.lstrip("/")

@@ -133,6 +133,7 @@ def delivered(job: builders.Job, home: Path, work: Path, used: dict[str, str]) -
             job.files,
             store=job.store,
             epoch=job.epoch,
+            base=job.image.base,
             subject=job.image.name,
             progress=step.update,
         )

@@ -78,7 +78,13 @@ def make(
     `payload.environment`, `packed.write` and `disc.write` do.
     """
     linked = payload.environment(
-        lock, archives, store=store, epoch=epoch, subject=definition.name, progress=progress
+        lock,
+        archives,
+        store=store,
+        epoch=epoch,
+        base=definition.base,
+        subject=definition.name,
+        progress=progress,
     )
     places, form = Places.of(definition), definition.disc.userspace
     marks, root = work / "marks", work / "root"

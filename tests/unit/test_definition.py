@@ -308,3 +308,12 @@ def test_a_lock_answers_the_target_and_old_locks_stay_valid(tmp_path: Path) -> N
     assert len(digests) == 5
     assert digest("target: {arch_level: x86-64-v1}\n") == digest()
     assert digest() == "b4a5dbae3d7d450a21a5af80a87937d5fc67e7741e772346ec25f15c2bfae904"
+
+
+def test_scripts_are_refused_unless_it_is_said_where_they_run(tmp_path: Path) -> None:
+    assert load(tmp_path, GOOD).conda.post_link == "refuse"
+    build = GOOD.replace("conda:\n", "conda:\n  post_link: build\n")
+    assert load(tmp_path, build).conda.post_link == "build"
+    image = "{image: {url: 'https://x.org/a.qcow2', sha256: " + "0" * 64 + "}}"
+    (problem,) = problems(tmp_path, build.replace("{debian: trixie}", image))
+    assert "a cloud image has none before it boots" in problem

@@ -139,6 +139,7 @@ def render(job: Job, into: Path) -> BuildTree:
             job.files,
             store=job.store,
             epoch=job.epoch,
+            base=job.image.base,
             subject=job.image.name,
             progress=step.update,
         )

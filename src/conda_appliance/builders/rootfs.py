@@ -132,6 +132,7 @@ def _lower(job: Job, step: log.Step) -> tuple[Layer, Layer]:
             job.files,
             store=job.store,
             epoch=job.epoch,
+            base=job.image.base,
             subject=job.image.name,
             progress=lambda text: tell("environment", text),
         ),
