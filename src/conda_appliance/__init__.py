@@ -8,6 +8,7 @@ log          0 steps and progress; stderr only
 lazy         0 loads a large library when it is first used
 fields       0 what single values of a definition may be
 prefix_check 0 checks an environment against its records; standard library only, runs on the machine too
+first_boot   0 records what post-link scripts did, on the machine too; standard library only
 trees        0 what a tree of files holds, as text that can be hashed and compared
 formats      0 all forms that an appliance ships as: one table
 facts        0 what a machine should be, as its checks read it

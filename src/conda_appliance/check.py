@@ -383,6 +383,7 @@ def _facts(
         read_only=definition.disk.layout == "split",
         frozen=definition.conda.frozen,
         virtual_packages=lock.conda.virtual_packages,
+        first_boot=lock.conda.post_link == "first-boot",
         # The machine cannot reach a folder of the build host.
         channels=tuple(
             name

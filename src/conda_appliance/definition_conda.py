@@ -109,10 +109,11 @@ class Conda(Model):
         ),
     ] = None
     post_link: Annotated[
-        Literal["refuse", "build"],
+        Literal["refuse", "build", "first-boot"],
         Field(
             description="Packages with a post-link script. refuse: locking names them and fails; build: the scripts "
-            "run in the machine's tree when it is built, without a network (a Debian base)."
+            "run in the machine's tree when it is built, without a network (a Debian base); first-boot: a unit runs "
+            "them once on the machine, before its services."
         ),
     ] = "refuse"
     environments: Annotated[

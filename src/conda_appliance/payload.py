@@ -15,15 +15,17 @@ from conda_appliance import (
     conda_child,
     disc,
     disctree,
+    first_boot,
     layers,
     namespace,
     post_link,
     prefix_check,
     resources,
+    trees,
     wheels,
 )
 from conda_appliance.definition import Base, ImageDefinition, load_disc
-from conda_appliance.errors import BuildError, HashMismatch
+from conda_appliance.errors import BuildError, HashMismatch, UsageError
 from conda_appliance.layers import Layer, Store
 from conda_appliance.lock import Lock
 
@@ -86,7 +88,7 @@ def environment(
     system: Layer | None = None
     if scripted and lock.conda.post_link == "build":
         system = _system(lock, base, archives, store, progress)
-        code = layers.code(str(post_link.__file__), str(namespace.__file__))
+        code = layers.code(str(post_link.__file__), str(first_boot.__file__), str(namespace.__file__))
         parts = {**parts, "scripts": {"system": system.sha256, **code}}
     found = store.find("environment", parts, subject=subject)
     if found is not None:
@@ -145,6 +147,16 @@ def environment(
         progress=progress,
         like=earlier[0] if earlier else None,
     )
+
+
+def require_finished(lock: Lock, what: str) -> None:
+    """Raise UsageError where the environments wait for a machine's first boot, which ``what`` has not."""
+    if lock.conda.post_link == "first-boot":
+        names = [name for one in lock.conda.environments.values() for name in one.post_link or ()]
+        raise UsageError(
+            f"{what} has no first boot, on which the post-link scripts of {trees.some(names)} would run",
+            hint="conda.post_link: build    runs them when the environments are linked",
+        )
 
 
 def _system(

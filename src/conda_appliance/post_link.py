@@ -11,7 +11,6 @@ environment with its records has one truth, and removing the package removes the
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -22,15 +21,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from conda_appliance import conda, log, namespace, prefix_check, process, resources, trees
+from conda_appliance import conda, first_boot, log, namespace, prefix_check, process, resources, trees
 from conda_appliance.errors import BuildError
 from conda_appliance.lock import CondaPackage, EnvironmentSection
 
 #: How long a script may take, in seconds.
 TIMEOUT = 600
-
-#: What a script tells the user, by conda's convention.
-_MESSAGES = ".messages.txt"
 
 #: Of root's rights a script keeps those over files: it cannot mount, make devices or leave its root.
 _RIGHTS = "-all,+chown,+dac_override,+fowner,+fsetid"
@@ -70,8 +66,8 @@ def run(
             _require_inside(package, upper, section.prefix)
             written = upper / section.prefix.lstrip("/")
             if written.is_dir():
-                _tell_messages(package, written / _MESSAGES)
-                _record(package, into, _move(written, into))
+                _tell_messages(package, written / first_boot.MESSAGES)
+                first_boot.record(into, _record_name(package), *_move(written, into))
         finally:
             resources.remove(place)
     conda.settle(into, epoch)
@@ -98,18 +94,10 @@ def _run_one(
     work: Path,
 ) -> None:
     variables = {
-        "PREFIX": prefix,
-        "ROOT_PREFIX": base,
-        "PKG_NAME": package.name,
-        "PKG_VERSION": package.version,
-        "PKG_BUILDNUM": str(record.get("build_number", 0)),
-        "PATH": f"{prefix}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        "HOME": "/tmp",  # noqa: S108 (a file system of the script's own)
-        "LANG": "C.UTF-8",
-        "TZ": "UTC",
+        **first_boot.variables(record, prefix, base),
         # The same bytes each time, as far as they can be asked for.
+        "TZ": "UTC",
         "SOURCE_DATE_EPOCH": str(epoch),
-        "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONHASHSEED": "0",
     }
     mounted, env = namespace.script(work, lower, upper="upper", system=True)
@@ -129,8 +117,8 @@ def _run_one(
         raise BuildError(
             f"the post-link script of {package.filename} failed (status {done.returncode}):\n"
             + "\n".join(said),
-            hint="it has no network, and may write to its environment only; leave the package out, or do what its "
-            "script does in a playbook role of yours",
+            hint="it has no network, and may write to its environment only; leave the package out, or let its script "
+            "run on the machine: conda.post_link: first-boot",
         )
 
 
@@ -195,46 +183,3 @@ def _files_at(path: Path, name: str) -> set[str]:
 
 def _is_opaque(folder: Path) -> bool:
     return any(re.fullmatch(r"(trusted|user)\.overlay\.opaque", name) for name in os.listxattr(folder))
-
-
-def _record(package: CondaPackage, into: Path, moved: tuple[set[str], set[str]]) -> None:
-    """Write to the records what a script did: changed and removed files to their owners', new ones to its own."""
-    written, gone = moved
-    own = _record_name(package)
-    owners: dict[str, str] = {}
-    records: dict[str, dict[str, Any]] = {}
-    for record in prefix_check.records(into):
-        name = str(record.pop("_file"))
-        records[name] = record
-        owners |= {entry["_path"]: name for entry in record["paths_data"]["paths"]}
-    for path in written:
-        if path.startswith("conda-meta/"):
-            continue  # the environment's check will say so
-        paths = records[owners.get(path, own)]["paths_data"]["paths"]
-        entry = next((one for one in paths if one["_path"] == path), None)
-        if entry is None:
-            entry = {"_path": path}
-            paths.append(entry)
-        _describe(entry, into / path)
-    for path in gone & {*owners}:
-        data = records[owners[path]]["paths_data"]
-        data["paths"] = [one for one in data["paths"] if one["_path"] != path]
-    for name in {own, *(owners[path] for path in (written | gone) & {*owners})}:
-        record = records[name]
-        record["paths_data"]["paths"].sort(key=lambda one: one["_path"])
-        record["files"] = [one["_path"] for one in record["paths_data"]["paths"]]
-        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-        resources.write(into / "conda-meta" / name, text)
-
-
-def _describe(entry: dict[str, Any], path: Path) -> None:
-    if path.is_symlink():
-        text = os.fsencode(os.readlink(path))  # noqa: PTH115 (pathlib would tidy ./ and // away)
-        kind, digest, size = "softlink", hashlib.sha256(text).hexdigest(), len(text)
-    else:
-        kind, digest, size = "hardlink", resources.sha256_of(path), path.stat().st_size
-    if entry.get("path_type") in (None, "softlink") or kind == "softlink":
-        entry["path_type"] = kind
-    entry.setdefault("sha256", digest)
-    entry["sha256_in_prefix"] = digest
-    entry["size_in_bytes"] = size

@@ -20,7 +20,7 @@ import jinja2
 import yaml
 
 import conda_appliance
-from conda_appliance import process, resources
+from conda_appliance import first_boot, process, resources
 from conda_appliance.definition import Files, ImageDefinition, is_public_key
 from conda_appliance.definition_services import Service
 from conda_appliance.errors import UsageError
@@ -462,12 +462,27 @@ def playbook_variables(definition: ImageDefinition, lock: Lock, folder: Path) ->
             "read_only": definition.disk.layout == "split",
             "frozen": definition.conda.frozen,
             "channels": [channel for channel in definition.conda.channels if _is_remote(channel)],
+            **_first_boot(definition, lock),
         },
         "services": [_service(service, prefixes[service.environment]) for service in definition.services],
         "access": {"user": definition.access.user, "keys": public_keys(definition, folder)},
         "own_roles": list(definition.roles),
         # The day that files of accounts name, whenever the image is made.
         "epoch": EPOCH,
+    }
+
+
+def _first_boot(definition: ImageDefinition, lock: Lock) -> dict[str, Any]:
+    """What the machine runs on its first boot, where there is anything."""
+    if lock.conda.post_link != "first-boot":
+        return {}
+    return {
+        "post_link": [
+            {"prefix": definition.prefix_of(name), "packages": list(section.post_link)}
+            for name, section in lock.conda.environments.items()
+            if section.post_link
+        ],
+        "post_link_program": Path(first_boot.__file__).read_text(encoding="utf-8"),
     }
 
 

@@ -184,9 +184,9 @@ def resolve(
     )
 
 
-def _where(image: ImageDefinition) -> Literal["build"] | None:
+def _where(image: ImageDefinition) -> Literal["build", "first-boot"] | None:
     """Where post-link scripts run, as a lock has it."""
-    return "build" if image.conda.post_link == "build" else None
+    return None if image.conda.post_link == "refuse" else image.conda.post_link
 
 
 def contract_of(image: ImageDefinition, debian: DebianSection | None) -> Contract:
@@ -317,7 +317,7 @@ class _Run:
         if after and self.image.conda.post_link == "refuse":
             raise UsageError(
                 f"environment {name}: these packages run a script when they are linked (post-link): {', '.join(after)}",
-                hint="leave them out, or choose conda.post_link: build, which runs the scripts in the machine's tree",
+                hint="leave them out, or say where their scripts run: conda.post_link: build, or first-boot",
             )
         return section.model_copy(update={"post_link": after}) if after else section
 

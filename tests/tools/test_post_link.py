@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +12,21 @@ import yaml
 from debian_made import Debian
 from packages import PLACEHOLDER, File, Package
 
-from conda_appliance import definition, package, payload, prefix_check, relocation, resolve, sources
-from conda_appliance.errors import BuildError, UsageError
+from conda_appliance import (
+    ansible,
+    definition,
+    first_boot,
+    package,
+    payload,
+    prefix_check,
+    process,
+    relocation,
+    render,
+    resolve,
+    resources,
+    sources,
+)
+from conda_appliance.errors import BuildError, CommandFailed, UsageError
 from conda_appliance.layers import Layer, Store
 from conda_appliance.lock import Lock
 
@@ -128,7 +142,7 @@ def test_only_its_archive_tells_that_a_package_has_a_script(tmp_path: Path, suff
 def test_locking_refuses_scripts_by_the_names_of_their_packages(place: Place) -> None:
     with pytest.raises(UsageError, match=r"environment base: .*\(post-link\): greeter$") as caught:
         place.lock(GREETER, HELPER)
-    assert "conda.post_link: build" in caught.value.hint
+    assert "conda.post_link: build, or first-boot" in caught.value.hint
 
 
 def test_the_lock_names_them_and_says_where_they_run(place: Place) -> None:
@@ -254,3 +268,134 @@ def test_an_environment_whose_scripts_ran_stays_where_it_is(place: Place) -> Non
     found = relocation.find(tree, "/opt/conda", locked, {})
     assert (found.lines, found.longest) == ((), len("/opt/conda"))
     assert "post-link scripts ran for it" in found.fixed
+
+
+# --- on the machine's first boot --------------------------------------------------------------------
+
+POST_LINK = Path(__file__).parents[2] / "playbooks/roles/conda/files/post-link.sh"
+
+
+class Booted:
+    """An environment at its own path of this host, and what its machine's unit runs for it."""
+
+    def __init__(self, folder: Path, *made: Package) -> None:
+        self.prefix, self.state = folder / "conda", folder / "state"
+        self.state.mkdir()
+        self.names = [one.name for one in made if one.name != "helper"]
+        for one in made:
+            for name, file in one.files.items():
+                path = self.prefix / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(str(file.content).replace(PLACEHOLDER, str(self.prefix)))
+                path.chmod(0o755 if file.executable else 0o644)
+            self.write_record(one)
+
+    def write_record(self, one: Package) -> None:
+        entries = []
+        for name in one.files:
+            digest = resources.sha256_of(self.prefix / name)
+            entries.append({"_path": name, "path_type": "hardlink", "sha256": digest})
+        value = {
+            "name": one.name,
+            "version": one.version,
+            "build_number": 7,
+            "files": [*one.files],
+            "paths_data": {"paths": entries},
+        }
+        path = self.prefix / f"conda-meta/{one.name}-{one.version}-0.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(value))
+
+    def run(self) -> str:
+        words = ["sh", POST_LINK, self.prefix, self.prefix, *self.names]
+        env = {"STATE_DIRECTORY": str(self.state), "RECORDER": first_boot.__file__}
+        return process.run(words, env=env).stdout
+
+
+def test_on_the_machine_a_script_runs_once_and_is_recorded(tmp_path: Path) -> None:
+    machine = Booted(tmp_path, GREETER, HELPER)
+    assert prefix_check.check(machine.prefix) == []
+    assert machine.run() == "Say hello to get greeted\n"
+    home = machine.prefix
+    assert (home / "etc/greeting").read_text() == f"greeter 1.5 7 in {home}, helped by {home}\n"
+    assert prefix_check.check(home) == []
+    files = json.loads((home / "conda-meta/greeter-1.5-0.json").read_text())["files"]
+    assert {"etc/greeting", "etc/link", "share/replaced/new"} <= {*files}
+    assert machine.run() == "", "it does not run again"
+    assert [path.name for path in machine.state.iterdir()] == [f"{str(home).replace('/', '-')}.greeter"]
+
+
+def test_on_the_machine_a_script_that_fails_is_named_and_tried_again(tmp_path: Path) -> None:
+    first = scripted("first", 'echo once >>"$PREFIX/count"')
+    second = scripted("second", 'test -e "$PREFIX/ready" || { echo not ready >&2; exit 3; }')
+    machine = Booted(tmp_path, first, second)
+    with pytest.raises(CommandFailed, match=r"not ready\nthe post-link script of second failed \(status 3\)"):
+        machine.run()
+    (machine.prefix / "ready").touch()
+    machine.run()
+    assert (machine.prefix / "count").read_text() == "once\n", "what succeeded is not run again"
+
+
+def test_a_package_that_was_removed_asks_for_nothing(tmp_path: Path) -> None:
+    machine = Booted(tmp_path, scripted("gone", "exit 1"))
+    (machine.prefix / "bin/.gone-post-link.sh").unlink()
+    assert machine.run() == ""
+
+
+@as_root
+def test_for_a_first_boot_nothing_runs_when_it_is_built(place: Place) -> None:
+    locked = place.lock(GREETER, HELPER, post_link="first-boot")
+    assert locked.conda.post_link == "first-boot"
+    made = place.environment(locked).path / "opt/conda"
+    assert (made / "bin/.greeter-post-link.sh").exists() and not (made / "etc/greeting").exists()
+    with pytest.raises(
+        UsageError, match=r"a payload disc has no first boot, on which .* of greeter would run"
+    ):
+        payload.require_finished(locked, "a payload disc")
+
+
+@as_root
+def test_the_machine_is_told_to_run_them_before_its_services(place: Place) -> None:
+    """What the role writes, by Ansible itself; the unit, by systemd's own reader."""
+    locked = place.lock(GREETER, HELPER, post_link="first-boot")
+    image = place.image.model_copy(
+        update={"services": (definition.Service(name="web", command="helper", port=80),)}
+    )
+    values = render.playbook_variables(image, locked, place.folder)
+    role = POST_LINK.parents[1]
+    task = {
+        "hosts": "localhost",
+        "connection": "local",
+        "gather_facts": False,
+        "vars_files": ["vars.yml"],
+        "vars": {"ansible_python_interpreter": "{{ ansible_playbook_python }}"},
+        "tasks": [
+            {
+                "ansible.builtin.copy": {
+                    "content": "{{ lookup('ansible.builtin.template', 'post-link.json.j2') }}",
+                    "dest": str(place.folder / "files.json"),
+                }
+            }
+        ],
+    }
+    (place.folder / "play").mkdir()
+    shutil.copytree(role / "templates", place.folder / "play/templates")
+    shutil.copytree(role / "files", place.folder / "play/files")
+    (place.folder / "play/vars.yml").write_text(render.ansible_variables(values))
+    (place.folder / "play/site.yml").write_text(yaml.safe_dump([task]))
+    process.run(
+        [ansible.playbook_program(), "-i", "localhost,", place.folder / "play/site.yml"],
+        env={"ANSIBLE_LOCAL_TEMP": str(place.folder), "ANSIBLE_HOME": str(place.folder / "ansible")},
+    )
+    files = {one["path"]: one for one in json.loads((place.folder / "files.json").read_text())}
+    assert files["/usr/lib/conda-appliance/post-link"]["mode"] == "0755"
+    assert files["/usr/lib/conda-appliance/post_link.py"]["content"] == Path(first_boot.__file__).read_text()
+    unit = files["/etc/systemd/system/conda-appliance-post-link.service"]["content"]
+    assert "ExecStart=/usr/lib/conda-appliance/post-link /opt/conda /opt/conda greeter\n" in unit
+    assert "PrivateNetwork=yes" in unit and "ReadWritePaths=/opt/conda\n" in unit
+    dropin = files["/etc/systemd/system/web.service.d/10-post-link.conf"]["content"]
+    assert "Requires=conda-appliance-post-link.service\nAfter=conda-appliance-post-link.service\n" in dropin
+    path = place.folder / "conda-appliance-post-link.service"
+    path.write_text(unit.replace("/usr/lib/conda-appliance/post-link ", "/bin/true "))
+    said = process.run(["systemd-analyze", "verify", "--man=no", path])
+    assert path.name not in said.stdout + said.stderr

@@ -317,3 +317,19 @@ def test_scripts_are_refused_unless_it_is_said_where_they_run(tmp_path: Path) ->
     image = "{image: {url: 'https://x.org/a.qcow2', sha256: " + "0" * 64 + "}}"
     (problem,) = problems(tmp_path, build.replace("{debian: trixie}", image))
     assert "a cloud image has none before it boots" in problem
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("formats: [qcow2, oci]\n", "the format oci is none"),
+        ("builder: rootfs\ndisk: {layout: split, size: 8GiB}\n", "disk.layout: split and conda.frozen keep"),
+    ],
+)
+def test_scripts_wait_for_a_first_boot_only_where_there_is_one(
+    tmp_path: Path, more: str, message: str
+) -> None:
+    text = GOOD.replace("conda:\n", "conda:\n  post_link: first-boot\n")
+    assert load(tmp_path, text + "formats: [qcow2, vmdk]\n").conda.post_link == "first-boot"
+    (problem,) = problems(tmp_path, text + more)
+    assert message in problem and "take conda.post_link: build" in problem
