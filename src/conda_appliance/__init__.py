@@ -8,6 +8,7 @@ log          0 steps and progress; stderr only
 lazy         0 loads a large library when it is first used
 fields       0 what single values of a definition may be
 prefix_check 0 checks an environment against its records; standard library only, runs on the machine too
+first_boot   0 records what post-link scripts did, on the machine too; standard library only
 trees        0 what a tree of files holds, as text that can be hashed and compared
 formats      0 all forms that an appliance ships as: one table
 elf          0 what an ELF file says of its debug symbols, and how it is loaded
@@ -53,6 +54,7 @@ manifest     4 manifest.json, SHA256SUMS
 importable   4 whether what could be imported in an environment still can
 slim_rules   4 what of an environment each part of `slim` is
 relocation   4 where linked environments name their prefix
+post_link    5 packages' post-link scripts, run in the tree of the machine
 pypi         5 what is asked of PyPI → wheels, for the machine and its conda packages
 wheels       5 locked wheels → files of a linked environment
 slim         5 linked environments → the same without some parts, with true records

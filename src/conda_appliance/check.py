@@ -395,6 +395,7 @@ def _facts(
         frozen=definition.conda.frozen,
         virtual_packages=lock.conda.virtual_packages,
         channels=tuple(render.machine_channels(definition)),
+        first_boot=lock.conda.post_link == "first-boot",
         environments=tuple(environments),
         services=tuple(services),
         keys=tuple(allowed),

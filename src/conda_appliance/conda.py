@@ -15,7 +15,7 @@ import re
 import shutil
 import stat
 import sys
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -134,6 +134,7 @@ def link(
     epoch: int,
     work: Path,
     specs: Sequence[str] = (),
+    scripted: Collection[str] = (),
     store: Store | None = None,
     before: Before | None = None,
 ) -> None:
@@ -141,7 +142,8 @@ def link(
 
     ``archives`` are by SHA-256, which is checked again here. ``epoch`` (seconds since 1970) is every time
     stamp. ``work`` is a folder for what is only needed meanwhile, best on the same file system. ``specs``
-    are what was asked for; conda on the machine then knows what its user wanted. ``store`` keeps byte code.
+    are what was asked for; conda on the machine then knows what its user wanted. ``scripted`` are packages whose
+    post-link script runs later; here none does. ``store`` keeps byte code.
     ``before`` is an environment for the same prefix, of whose files those that stay are shared.
 
     The same packages give the same tree: modes are 0755 and 0644, records name channels and not this host,
@@ -161,7 +163,7 @@ def link(
             resources.remove(into)
             kept = frozenset()
             _install(packages, archives, prefix=prefix, into=into, work=work)
-        _refuse_scripts(into)
+        _refuse_scripts(into, scripted)
         _warn_of_clashes(into)
         _normalise(made, kept)
         if findings := prefix_check.check(into, unread=kept):
@@ -313,20 +315,21 @@ def _record_licences(into: Path, records: Mapping[str, dict[str, Any]]) -> None:
                 )
 
 
-def _refuse_scripts(into: Path) -> None:
-    """Packages' link scripts would run as root on this host, with a path that is not final: refuse them.
+def _refuse_scripts(into: Path, scripted: Collection[str]) -> None:
+    """Refuse packages with link scripts but those whose post-link script will run (``scripted``).
 
     To leave them out silently would give an environment that is not what its packages promise.
     """
     found = sorted(
         match[1]
         for path in into.glob("bin/.*")
-        if (match := re.fullmatch(r"\.(.+)-(?:pre|post)-link\.sh", path.name))
+        if (match := re.fullmatch(r"\.(.+)-(pre|post)-link\.sh", path.name))
+        and not (match[2] == "post" and match[1] in scripted)
     )
     if found:
         raise BuildError(
-            f"these packages want to run a script when they are linked, which is not supported: {', '.join(found)}",
-            hint="leave them out, or do what their script does in a playbook role of yours",
+            f"these packages want to run a script when linked, which the lock does not say: {', '.join(found)}",
+            hint="conda-appliance lock FILE    and see conda.post_link; or leave them out",
         )
 
 

@@ -377,11 +377,30 @@ class ImageDefinition(Model):
             raise ValueError(
                 "disk.layout: split is what builder: rootfs makes; packer's disk has one file system"
             )
+        if self.conda.post_link == "build" and self.base.debian is None:
+            raise ValueError(
+                "conda.post_link: build runs scripts in the machine's tree, and a cloud image has none before it boots"
+            )
+        if self.conda.post_link == "first-boot":
+            self._bootable()
         if self.builder == "rootfs" and self.base.debian is None:
             raise ValueError(
                 "builder: rootfs needs a Debian base; a cloud image must boot, which packer does"
             )
         return self
+
+    def _bootable(self) -> None:
+        machines = {*table.of_family("disk", self.formats), *table.of_family("box", self.formats)}
+        if others := [form for form in self.formats if form not in machines]:
+            raise ValueError(
+                f"conda.post_link: first-boot needs a machine that boots, and the format {others[0]} is none: "
+                "take conda.post_link: build"
+            )
+        if self.disk.layout == "split" or self.conda.frozen:
+            raise ValueError(
+                "conda.post_link: first-boot writes to the environments, which disk.layout: split and conda.frozen "
+                "keep as they were built: take conda.post_link: build"
+            )
 
     def _boxable(self, form: str) -> None:
         if self.builder != "rootfs":
@@ -476,6 +495,8 @@ def lock_digest(path: Path, definition: ImageDefinition) -> str:
     conda = definition.conda.model_dump(mode="json")
     del conda["frozen"], conda["accept"], conda["settings"]  # not what the lock answers
     conda["glibc"] = definition.target.glibc  # where it stood when the first locks were written
+    if conda["post_link"] == "refuse":
+        del conda["post_link"]
     if conda["pip_index"] is None:
         del conda["pip_index"]
     for environment in conda["environments"].values():

@@ -172,6 +172,14 @@ class Conda(Model):
             description="The package index that `pip` is locked from (PEP 503); else uv's settings, PyPI without any.",
         ),
     ] = None
+    post_link: Annotated[
+        Literal["refuse", "build", "first-boot"],
+        Field(
+            description="Packages with a post-link script. refuse: locking names them and fails; build: the scripts "
+            "run in the machine's tree when it is built, without a network (a Debian base); first-boot: a unit runs "
+            "them once on the machine, before its services."
+        ),
+    ] = "refuse"
     environments: Annotated[
         dict[Name, Environment],
         Field(default_factory=dict, min_length=1, description="By name; 'base' is PREFIX itself."),

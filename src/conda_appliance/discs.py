@@ -35,6 +35,7 @@ from conda_appliance import (
 from conda_appliance.builders import rootfs
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import UsageError
+from conda_appliance.payload import require_finished
 
 
 def payload(image: str, *, out: Path, to: Path | None, offline: bool, channel: bool) -> Path:
@@ -59,7 +60,9 @@ def _of_environments(
     """The disc of one kind that ``make`` writes from a definition, its lock and the locked packages."""
     path, locked = results.source(image, out)
     parsed = definition.load_image(path)
-    locked = (locked or lock.read(lock.path_for(path))).model_copy(update={"debian": None, "image": None})
+    locked = locked or lock.read(lock.path_for(path))
+    if locked.conda.post_link is None:  # else the scripts of packages run in the system
+        locked = locked.model_copy(update={"debian": None, "image": None})
     inputs = build.fetch(path, offline=offline, locked=locked)
     folder = _folder(parsed.name, out, to)
     target = folder / f"{parsed.name}-{parsed.version}-{kind}.iso"
@@ -92,6 +95,7 @@ def live(image: str, *, out: Path, to: Path | None, offline: bool) -> Path:
     parsed = definition.with_builder(path, definition.load_image(path), "rootfs")
     _require_bootable(path, parsed, (*rootfs.tools(parsed), *live_disc.tools()))
     locked = locked or lock.read(lock.path_for(path))
+    require_finished(locked, "a live disc, which forgets everything when it is shut down,")
     inputs = build.fetch(path, offline=offline, locked=locked)
     folder = _folder(parsed.name, out, to)
     target = folder / f"{parsed.name}-{parsed.version}-live.iso"

@@ -42,7 +42,8 @@ class Appliance:
     that may; ``private_key`` is the one of this run's, and ``instance`` its cloud-init instance, or nothing for none.
     ``read_only``: the environments have a partition of their own. ``frozen``: conda and pip leave them alone.
     ``virtual_packages`` are what it
-    promised to its packages, as the lock has them (`contract.of`). ``fresh``: the machine started for these checks, for
+    promised to its packages, as the lock has them (`contract.of`). ``first_boot``: post-link
+    scripts ran on it. ``fresh``: the machine started for these checks, for
     the first time. ``patience`` stretches every wait: 1 with KVM, more under emulation.
     """
 
@@ -56,6 +57,7 @@ class Appliance:
     read_only: bool
     frozen: bool
     virtual_packages: tuple[str, ...]
+    first_boot: bool
     channels: tuple[str, ...]
     environments: tuple[Environment, ...]
     services: tuple[Service, ...]

@@ -112,6 +112,7 @@ class EnvironmentSection(_Part):
     """A solved environment, in the order its packages are linked. ``specs`` are what was asked for.
 
     Where an ``installer`` lays it down, the packages are what that left.
+    ``post_link`` names the packages with a post-link script, in the order they run.
     """
 
     prefix: str
@@ -119,6 +120,7 @@ class EnvironmentSection(_Part):
     packages: tuple[CondaPackage, ...]
     wheels: tuple[Wheel, ...] | None = None
     installer: InstallerSection | None = None
+    post_link: tuple[str, ...] | None = None
 
 
 class ProgramSection(_Part):
@@ -132,10 +134,14 @@ class ProgramSection(_Part):
 
 
 class CondaSection(_Part):
-    """What was solved, for which platform and which virtual packages (``__glibc=2.41=0``)."""
+    """What was solved, for which platform and which virtual packages (``__glibc=2.41=0``).
+
+    ``post_link`` says where post-link scripts run, if there are any.
+    """
 
     platform: Literal["linux-64"] = "linux-64"
     virtual_packages: tuple[str, ...]
+    post_link: Literal["build", "first-boot"] | None = None
     environments: dict[str, EnvironmentSection]
 
 

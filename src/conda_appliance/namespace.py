@@ -164,9 +164,11 @@ def settle_upper(upper: Path) -> None:
                 os.removexattr(upper / path, name, follow_symlinks=False)
 
 
-def isolated(text: str, argv: Sequence[Argument]) -> list[Argument]:
+def isolated(text: str, argv: Sequence[Argument], *, network: bool = True) -> list[Argument]:
     """The command that runs a shell script in namespaces of its own, with ``argv`` as its words."""
     flags = ["--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child=SIGKILL"]
+    if not network:
+        flags.append("--net")
     return ["unshare", *flags, "--", "sh", "-eu", "-c", text, "sh", *argv]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import tarfile
 import time
 import zipfile
@@ -186,6 +187,26 @@ def read_index_of(path: Path, filename: str) -> dict[str, Any]:
     except (ValueError, zipfile.BadZipFile, tarfile.TarError, OSError) as error:
         raise BuildError(f"{filename} cannot be read as a package: {error}") from None
     raise BuildError(f"{filename} has no info/index.json")
+
+
+def link_scripts(path: Path, filename: str) -> frozenset[str]:
+    """The scripts that a package called ``filename`` wants to run when it is linked: ``pre-link``, ``post-link``.
+
+    Only its own list of files tells (``info/paths.json``, or ``info/files`` of old ones). Raises BuildError for
+    one without.
+    """
+    try:
+        with path.open("rb") as file:
+            for archive, member in package_streaming.stream_conda_component(filename, file, "info"):
+                if member.name in ("info/paths.json", "info/files"):
+                    names = _content(archive, member).decode(errors="replace")
+                    found = re.findall(
+                        r"(?:^|\")bin/\.[^/\"\n]+-(pre-link|post-link)\.sh(?:$|\")", names, re.MULTILINE
+                    )
+                    return frozenset(found)
+    except (ValueError, zipfile.BadZipFile, tarfile.TarError, OSError) as error:
+        raise BuildError(f"{filename} cannot be read as a package: {error}") from None
+    raise BuildError(f"{filename} has no info/paths.json or info/files")
 
 
 def write_repodata(channel: Path) -> None:

@@ -17,7 +17,10 @@ from conda_appliance import (
     disc,
     disctree,
     distribution,
+    first_boot,
     layers,
+    namespace,
+    post_link,
     prefix_check,
     resources,
     slim,
@@ -26,7 +29,7 @@ from conda_appliance import (
 )
 from conda_appliance.definition import Base, ImageDefinition, load_disc
 from conda_appliance.definition_slim import Part
-from conda_appliance.errors import BuildError, HashMismatch
+from conda_appliance.errors import BuildError, HashMismatch, UsageError
 from conda_appliance.layers import Layer, Store
 from conda_appliance.lock import EnvironmentSection, Lock
 
@@ -58,8 +61,9 @@ def environment(
     """Every environment of ``lock``, linked, as one tree whose root is the machine's: from the cache, or made now.
 
     ``archives`` are the lock's files by SHA-256. ``epoch`` (seconds since 1970) is every time stamp. ``base`` is the
-    machine's, which an installer needs to run. ``without`` are the parts that a definition's ``slim`` leaves out.
-    Raises HashMismatch naming a damaged package or file of a cached tree; BuildError as `conda.link` and `slim.layer`.
+    machine's, in whose system installers and post-link scripts run. ``without`` are the parts that a definition's
+    ``slim`` leaves out. Raises HashMismatch naming a damaged package or file of a cached tree; BuildError as
+    `conda.link`, `post_link.run`, `distribution.tree` and `slim.layer` do.
     """
     whole = _whole(lock, archives, store=store, epoch=epoch, base=base, subject=subject, progress=progress)
     if not without:
@@ -106,16 +110,22 @@ def _whole(
             section.model_dump(mode="json", exclude_none=True) for _, section in sections
         ),
     }
+    scripted = any(section.post_link for _, section in sections)
+    system: Layer | None = None
+    if scripted and lock.conda.post_link == "build":
+        system = _system(lock, base, archives, store, progress)
+        code = layers.code(str(post_link.__file__), str(first_boot.__file__), str(namespace.__file__))
+        parts = {**parts, "scripts": {"system": system.sha256, **code}}
     found = store.find("environment", parts, subject=subject)
     if found is not None:
         return found
-    # What most changes leave as it is need not be linked again.
-    earlier = store.before("environment", subject, same)
+    # What most changes leave as it is need not be linked again. What scripts changed has no package to go with.
+    earlier = None if scripted else store.before("environment", subject, same)
+    home = min((section.prefix for _, section in sections), key=len, default="")
 
     def make(to: Path, work: Path) -> None:
         for name, section in sections:
             if section.installer is not None:
-                assert base is not None
                 laid = _laid(section, lock, archives, base, store=store, epoch=epoch, progress=progress)
                 into = to / section.prefix.lstrip("/")
                 into.parent.mkdir(parents=True, exist_ok=True)
@@ -131,9 +141,20 @@ def _whole(
                 epoch=epoch,
                 work=work / "link",
                 specs=section.specs,
+                scripted=section.post_link or (),
                 store=store,
                 before=_before(earlier, name, section.prefix),
             )
+            if system is not None:
+                post_link.run(
+                    section,
+                    root=to,
+                    system=system.path,
+                    base=home,
+                    epoch=epoch,
+                    work=work,
+                    progress=progress,
+                )
             if section.wheels:
                 progress(f"installing {len(section.wheels)} wheels into {name}")
                 wheels.install(
@@ -169,21 +190,20 @@ def _laid(
     section: EnvironmentSection,
     lock: Lock,
     archives: Mapping[str, Path],
-    base: Base,
+    base: Base | None,
     *,
     store: Store,
     epoch: int,
     progress: Callable[[str], None],
 ) -> Path:
     """The environment that the installer of ``section`` makes. Raises BuildError when that is not what was locked."""
-    debian, installer = lock.debian, section.installer
-    assert debian is not None
+    installer = section.installer
     assert installer is not None
     made = distribution.tree(
         installer,
         archives[installer.sha256],
         prefix=section.prefix,
-        system=lambda: bootstrap.system(debian, base, archives, store=store, progress=progress).path,
+        system=lambda: _system(lock, base, archives, store, progress).path,
         store=store,
         epoch=epoch,
         progress=progress,
@@ -198,12 +218,41 @@ def _laid(
     return made.path
 
 
+def require_finished(lock: Lock, what: str) -> None:
+    """Raise UsageError where the environments wait for a machine's first boot, which ``what`` has not."""
+    if lock.conda.post_link == "first-boot":
+        names = [name for one in lock.conda.environments.values() for name in one.post_link or ()]
+        raise UsageError(
+            f"{what} has no first boot, on which the post-link scripts of {trees.some(names)} would run",
+            hint="conda.post_link: build    runs them when the environments are linked",
+        )
+
+
+def _system(
+    lock: Lock,
+    base: Base | None,
+    archives: Mapping[str, Path],
+    store: Store,
+    progress: Callable[[str], None],
+) -> Layer:
+    """The machine's own system, where scripts run."""
+    if lock.debian is None or base is None:
+        raise BuildError(
+            "installers and post-link scripts run in the system of the machine, and its base has none before it boots",
+            hint="take a Debian base, or packages without scripts",
+        )
+    namespace.require_root()
+    return bootstrap.system(lock.debian, base, archives, store=store, progress=progress)
+
+
 def _before(earlier: tuple[Layer, layers.Parts] | None, name: str, prefix: str) -> conda.Before | None:
     """The environment ``name`` of a layer that was made before, if it has one at ``prefix``."""
     if earlier is None:
         return None
     layer, parts = earlier
     folder = layer.path / prefix.lstrip("/")
+    if "scripts" in parts:
+        return None
     named = parts["packages"]
     if isinstance(named, str) or not (folder / "conda-meta").is_dir():
         return None

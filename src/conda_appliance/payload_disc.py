@@ -39,6 +39,7 @@ def make(
     packages by SHA-256, ``work`` is an empty folder for what is only needed meanwhile. With ``channel`` the disc is an
     offline conda channel too. Raises as `payload.environment`, `render.payload_units` and `disc.write` do.
     """
+    payload.require_finished(lock, "a payload disc")
     linked = payload.environment(
         lock,
         archives,

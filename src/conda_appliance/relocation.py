@@ -48,6 +48,8 @@ def find(tree: Path, prefix: str, lock: Lock, archives: Mapping[str, Path]) -> R
     lines: list[str] = []
     longest = _PATH_MAX
     try:
+        if lock.conda.post_link == "build":
+            raise _Fixed("post-link scripts ran for it, and what they wrote may name it anywhere")
         for section in lock.conda.environments.values():
             if not f"{section.prefix}/".startswith(f"{prefix}/"):
                 raise BuildError(f"the environment at {section.prefix} is not below {prefix}")

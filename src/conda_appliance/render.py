@@ -20,7 +20,7 @@ import jinja2
 import yaml
 
 import conda_appliance
-from conda_appliance import process, resources
+from conda_appliance import first_boot, process, resources
 from conda_appliance.definition import Files, ImageDefinition, is_public_key
 from conda_appliance.definition_services import Service
 from conda_appliance.errors import UsageError
@@ -463,6 +463,7 @@ def playbook_variables(definition: ImageDefinition, lock: Lock, folder: Path) ->
             "frozen": definition.conda.frozen,
             "channels": machine_channels(definition),
             "settings": definition.conda.settings,
+            **_first_boot(definition, lock),
         },
         "services": [_service(service, prefixes[service.environment]) for service in definition.services],
         "access": {"user": definition.access.user, "keys": public_keys(definition, folder)},
@@ -479,6 +480,20 @@ def machine_channels(definition: ImageDefinition) -> list[str]:
     if isinstance(own, tuple):
         return [*own]
     return [channel for channel in definition.conda.channels if _is_remote(channel)]
+
+
+def _first_boot(definition: ImageDefinition, lock: Lock) -> dict[str, Any]:
+    """What the machine runs on its first boot, where there is anything."""
+    if lock.conda.post_link != "first-boot":
+        return {}
+    return {
+        "post_link": [
+            {"prefix": definition.prefix_of(name), "packages": list(section.post_link)}
+            for name, section in lock.conda.environments.items()
+            if section.post_link
+        ],
+        "post_link_program": Path(first_boot.__file__).read_text(encoding="utf-8"),
+    }
 
 
 def _is_remote(channel: str) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 import conda_appliance
@@ -25,6 +26,7 @@ from conda_appliance import (
     layers,
     lockfiles,
     namespace,
+    package,
     programs,
     pypi,
     resources,
@@ -157,6 +159,8 @@ def resolve(
             section = run.solved(name, own, _pins(earlier, name, update))
         else:
             section = run.taken(name, own)
+        if section.installer is None:  # whose scripts it has run itself
+            section = run.scripted(name, section)
         packages = tuple(_portable(package, local) for package in section.packages)
         environments[name] = section.model_copy(update={"packages": packages})
     ran |= programs.resolve(
@@ -179,9 +183,18 @@ def resolve(
         },
         debian=debian,
         image=base_image,
-        conda=CondaSection(virtual_packages=promised.locked, environments=environments),
+        conda=CondaSection(
+            virtual_packages=promised.locked,
+            post_link=_where(image) if any(one.post_link for one in environments.values()) else None,
+            environments=environments,
+        ),
         programs=ran or None,
     )
+
+
+def _where(image: ImageDefinition) -> Literal["build", "first-boot"] | None:
+    """Where post-link scripts run, as a lock has it."""
+    return None if image.conda.post_link == "refuse" else image.conda.post_link
 
 
 def contract_of(image: ImageDefinition, debian: DebianSection | None) -> Contract:
@@ -317,6 +330,34 @@ class _Run:
             target = pypi.target(packages, self.contract.glibc, PLATFORM)
             wheels = lockfiles.wheels(locked, target, cache=self.cache, progress=self.progress)
         return self._section(name, roots, packages, wheels)
+
+    def scripted(self, name: str, section: EnvironmentSection) -> EnvironmentSection:
+        """The environment with the names of its packages that run a script when they are linked.
+
+        Only the archives tell, so all of them are fetched. Raises UsageError for what the definition refuses.
+        """
+        wanted = [
+            sources.Download(name=one.filename, url=one.url, sha256=one.sha256, size=one.size)
+            for one in section.packages
+        ]
+        sources.fetch(wanted, self.cache, offline=False, progress=self.progress)
+        found = {
+            one.name: package.link_scripts(self.cache.verified(one.sha256, one.filename), one.filename)
+            for one in section.packages
+        }
+        if before := [one for one, kinds in found.items() if "pre-link" in kinds]:
+            raise UsageError(
+                f"environment {name}: {trees.some(before)} would run a script before being linked (pre-link), which "
+                "conda itself calls dangerous and this program never does",
+                hint="leave the package out, or take a build of it without one",
+            )
+        after = tuple(one for one, kinds in found.items() if "post-link" in kinds)
+        if after and self.image.conda.post_link == "refuse":
+            raise UsageError(
+                f"environment {name}: these packages run a script when they are linked (post-link): {', '.join(after)}",
+                hint="leave them out, or say where their scripts run: conda.post_link: build, or first-boot",
+            )
+        return section.model_copy(update={"post_link": after}) if after else section
 
     def _section(
         self,

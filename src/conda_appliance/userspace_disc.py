@@ -77,6 +77,7 @@ def make(
     packages by SHA-256, ``work`` is an empty folder for what is only needed meanwhile. Raises as
     `payload.environment`, `packed.write` and `disc.write` do.
     """
+    payload.require_finished(lock, "a disc that environments run from")
     linked = payload.environment(
         lock,
         archives,

@@ -70,6 +70,14 @@ def test_every_file_is_what_its_record_says(host, appliance, environment):
     assert result.rc == 0, result.stdout + result.stderr
 
 
+def test_post_link_scripts_ran_on_the_first_boot(host, appliance):
+    if not appliance.first_boot:
+        pytest.skip("no package asks for that")
+    assert host.file("/var/lib/conda-appliance-post-link/done").exists, host.check_output(
+        "systemctl status conda-appliance-post-link.service || true"
+    )
+
+
 def test_python_runs_and_lives_in_its_prefix(host, environment):
     if not environment.has_python:
         pytest.skip("this environment has no Python")

@@ -95,6 +95,7 @@ def test_checks_read_the_facts_that_were_written(tmp_path):
         read_only=False,
         frozen=False,
         virtual_packages=("__glibc=2.41=0",),
+        first_boot=False,
         channels=("conda-forge",),
         environments=(
             Environment(name="base", prefix="/opt/conda", requested=("numpy",), has_python=True),

@@ -318,3 +318,28 @@ def test_a_machine_may_check_its_own_files_from_time_to_time(tmp_path: Path) -> 
     assert "verify.timer" in wrong and "'daily'" in wrong
     (wrong,) = problems(tmp_path, GOOD + "verify: {ignore: [data]}\n")
     assert "verify.ignore" in wrong and "data" in wrong
+
+
+def test_scripts_are_refused_unless_it_is_said_where_they_run(tmp_path: Path) -> None:
+    assert load(tmp_path, GOOD).conda.post_link == "refuse"
+    build = GOOD.replace("conda:\n", "conda:\n  post_link: build\n")
+    assert load(tmp_path, build).conda.post_link == "build"
+    image = "{image: {url: 'https://x.org/a.qcow2', sha256: " + "0" * 64 + "}}"
+    (problem,) = problems(tmp_path, build.replace("{debian: trixie}", image))
+    assert "a cloud image has none before it boots" in problem
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("formats: [qcow2, oci]\n", "the format oci is none"),
+        ("builder: rootfs\ndisk: {layout: split, size: 8GiB}\n", "disk.layout: split and conda.frozen keep"),
+    ],
+)
+def test_scripts_wait_for_a_first_boot_only_where_there_is_one(
+    tmp_path: Path, more: str, message: str
+) -> None:
+    text = GOOD.replace("conda:\n", "conda:\n  post_link: first-boot\n")
+    assert load(tmp_path, text + "formats: [qcow2, vmdk]\n").conda.post_link == "first-boot"
+    (problem,) = problems(tmp_path, text + more)
+    assert message in problem and "take conda.post_link: build" in problem

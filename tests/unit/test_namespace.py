@@ -210,6 +210,8 @@ def test_a_program_has_namespaces_of_its_own_and_is_killed_with_them() -> None:
     assert words[0] == "unshare"
     assert {"--mount", "--pid", "--fork", "--kill-child=SIGKILL"} <= {*words}
     assert words[-5:] == ["-c", "true", "sh", "ls", "-l"]
+    assert "--net" not in words
+    assert "--net" in namespace.isolated("true", ["ls"], network=False)
 
 
 # --- what overlayfs leaves --------------------------------------------------------------------------
