@@ -18,6 +18,7 @@ import small_machine
 from small_machine import Machine
 
 from conda_appliance import conda, inventory, payload, process, resources
+from conda_appliance.contract import Contract
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.layers import Store
 from conda_appliance.lock import CondaSection, EnvironmentSection, Lock
