@@ -445,7 +445,7 @@ def lock_digest(path: Path, definition: ImageDefinition) -> str:
     # What is younger than the locks that are about is left out while it is as it always was.
     young = {"kernel"} if definition.base.kernel == "cloud" else set()
     conda = definition.conda.model_dump(mode="json")
-    del conda["frozen"], conda["accept"]  # not what the lock answers
+    del conda["frozen"], conda["accept"], conda["mirrors"]  # not what the lock answers
     if conda["pip_index"] is None:
         del conda["pip_index"]
     for environment in conda["environments"].values():
