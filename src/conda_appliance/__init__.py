@@ -3,6 +3,7 @@
 The map. The number is a module's layer; imports point to lower numbers only (a test holds it).
 
 ============ = ========================================================================================
+redact       0 takes secrets out of what is told
 errors       0 every error: message, hint, exit code
 log          0 steps and progress; stderr only
 lazy         0 loads a large library when it is first used
@@ -22,6 +23,8 @@ boottime     1 how a machine starts: what its console, its service and systemd t
 yamlfile     1 YAML 1.2 → a model; all mistakes of a file at once, with their places
 process      1 the only place that starts a program; ends what a dead run left
 resources    1 finds data: the user's project first, then what is shipped; the cache; work folders
+credentials  1 who we are to a server: from a file, a keyring or .netrc, never from a definition
+network      1 certificates and proxies, the same for all that reaches a server
 accelerator  3 whether KVM really runs a guest here
 ansible      3 how Ansible is started
 device       3 a disk or stick: what it is, what uses it; an image written to it and read back
@@ -39,7 +42,7 @@ apt          3 a suite's signed index → the packages to install, with URL and 
 diskforms    3 a disk image → the files that hypervisors and clouds take
 vagrant      3 a machine that `vagrant up` started: a way in
 qemu         4 QEMU's command line, firmware and control protocol
-sources      4 the only network: verified downloads into the cache
+sources      3 the only network: verified downloads into the cache
 disctree     4 what a disc will hold: its tree, its SHA256SUMS, its names
 packed       4 trees of files → one read-only file system in a file
 machines     4 a batch of machines, YAML or CSV → what each one's seed disc holds

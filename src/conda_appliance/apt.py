@@ -128,7 +128,7 @@ class Apt:
         return [_remote_file(line) for line in answer.splitlines() if line.startswith("'")]
 
     def _run(self, *words: str) -> process.Completed:
-        return process.run(["apt-get", *words], env={"APT_CONFIG": str(self._config)})
+        return process.run(["apt-get", *words], env={"APT_CONFIG": str(self._config)}, network=True)
 
 
 def _remote_file(line: str) -> RemoteFile:

@@ -31,8 +31,10 @@ from conda_appliance import (
     log,
     manifest,
     namespace,
+    network,
     process,
     project,
+    redact,
     resources,
     schema,
     session,
@@ -586,7 +588,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
-        words = sys.argv[1:] if argv is None else argv
+        with redact.guarded():
+            return _run(sys.argv[1:] if argv is None else argv)
+    finally:
+        process.reap(own=True)
+
+
+def _run(words: Sequence[str]) -> int:
+    try:
+        network.keep_proxy_secrets()
         args = parser().parse_args(cli_disc.kind_first(words))
         if args.verb in _AS_ROOT or getattr(args, "disc", "") in cli_disc.AS_ROOT:
             namespace.become_root(words)
@@ -602,8 +612,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         return _tell(_from_system(error))
-    finally:
-        process.reap(own=True)
     return code
 
 

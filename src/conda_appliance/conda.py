@@ -23,11 +23,23 @@ from pathlib import Path
 from typing import Any
 
 import conda_appliance
-from conda_appliance import conda_child, errors, log, prefix_check, process, resources, trees
+from conda_appliance import (
+    conda_child,
+    credentials,
+    errors,
+    log,
+    prefix_check,
+    process,
+    redact,
+    resources,
+    sources,
+    trees,
+)
 from conda_appliance.contract import Contract, more_than_promised
 from conda_appliance.errors import BuildError, HashMismatch, UsageError
 from conda_appliance.layers import Store
 from conda_appliance.lock import CondaPackage
+from conda_appliance.network import variables
 
 #: Where a channel that is only named is found.
 ALIAS = "https://conda.anaconda.org"
@@ -38,10 +50,14 @@ LICENCES = "share/licenses"
 
 @dataclass(frozen=True, kw_only=True)
 class Channel:
-    """A channel: ``name`` as the definition spells it, ``url`` where it is (``https://…`` or ``file:///…``)."""
+    """A channel: ``name`` as the definition spells it, ``url`` where it is (``https://…`` or ``file:///…``).
+
+    ``mirrors`` are URLs that its files are taken from instead.
+    """
 
     name: str
     url: str
+    mirrors: tuple[str, ...] = ()
 
 
 def channel_url(name: str) -> str:
@@ -56,13 +72,32 @@ def channel_url(name: str) -> str:
         )
     if "://" not in name:
         return f"{ALIAS}/{name.strip('/')}"
-    if re.search(r"://[^/]*@|/t/[^/]+/", name):
-        raise UsageError(
-            f"the channel URL {re.sub(r'://[^/]*@|(?<=/t/)[^/]+', '…', name)} holds a password or token, "
-            "which would land in the lock and the image",
-            hint="use a mirror that needs none",
-        )
+    credentials.require_clean(name, "the channel URL")
     return name.rstrip("/")
+
+
+def mirrors_of(url: str, channels: Sequence[Channel]) -> tuple[str, ...]:
+    """Where a channel's file is taken from instead of ``url``; nothing where its channel has no mirrors."""
+    for channel in channels:
+        home = channel.url.rstrip("/")
+        if channel.mirrors and url.startswith(f"{home}/"):
+            return tuple(mirror.rstrip("/") + url[len(home) :] for mirror in channel.mirrors)
+    return ()
+
+
+def _answering(channel: Channel, platform: str) -> str:
+    """The first mirror of a channel that answers. Raises BuildError telling why none does."""
+    reasons = []
+    for mirror in channel.mirrors:
+        # Every channel has one of these; those that have the compressed alone are rare.
+        tries = [f"{mirror}/{subdir}/repodata.json" for subdir in ("noarch", platform)]
+        said = [sources.answers(f"{url}{suffix}") for url in tries for suffix in ("", ".zst")]
+        if "" in said:
+            return mirror
+        reasons.append(f"{mirror}: {said[0]}")
+    raise BuildError(
+        f"no mirror of the channel {channel.name} answers:\n" + "\n".join(reasons), hint=credentials.HINT
+    )
 
 
 def solve(
@@ -81,16 +116,21 @@ def solve(
     need more of the machine, if only that is why, or else with the solver's explanation) or read, and
     BuildError when a channel cannot be read or a package has no SHA-256 in its channel's index.
     """
+    mirrors = {channel.url: _answering(channel, platform) for channel in channels if channel.mirrors}
+    plain = [channel.url for channel in channels if not channel.mirrors]
     found = _in_child(
         "solve",
         {
             "specs": list(specs),
             "constraints": list(constraints),
             "channels": [channel.url for channel in channels],
+            "mirrors": mirrors,
+            "credentials": credentials.of_hosts([*mirrors.values(), *plain]),
             "platform": platform,
             "virtual": contract.virtual_packages,
             "cache": str(resources.cache_root() / "repodata"),
         },
+        network=True,
     )
     if unhashed := [package["url"] for package in found if not package["sha256"]]:
         raise BuildError(
@@ -607,19 +647,23 @@ def settle(folder: Path, epoch: int) -> None:
 # --- rattler --------------------------------------------------------------------------------------
 
 
-def _in_child(task: str, given: dict[str, Any]) -> Any:
-    """Have `conda_child` do ``task`` in a process of its own; its answer, or its error raised here."""
+def _in_child(task: str, given: dict[str, Any], *, network: bool = False) -> Any:
+    """Have `conda_child` do ``task`` in a process of its own; its answer, or its error raised here.
+
+    ``network``: it asks servers. Secrets go to it by its standard input, which nobody else can read.
+    """
     package = str(Path(conda_appliance.__file__).parents[1])
     path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
     done = process.run(
         [sys.executable, "-P", "-m", "conda_appliance.conda_child", task],
         input=json.dumps(given),
-        env={"PYTHONPATH": path},
+        env={"PYTHONPATH": path, **(variables() if network else {})},
+        network=network,
     )
     result = json.loads(done.stdout.rpartition(conda_child.ANSWER)[2])
     if "error" in result:
         kind = getattr(errors, result["error"])
-        raise kind(result["message"], hint=result["hint"])
+        raise kind(redact.text(result["message"]), hint=result["hint"])
     return result["value"]
 
 

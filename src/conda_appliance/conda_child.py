@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from conda_appliance import contract
+from conda_appliance import contract, credentials
 from conda_appliance.errors import ApplianceError, BuildError, UsageError
 
 #: What stands before the answer on standard output, after whatever rattler may print.
@@ -37,9 +38,12 @@ def _child(task: str) -> NoReturn:
 
 
 async def _solve(given: dict[str, Any]) -> list[dict[str, Any]]:
+    # Before rattler is there: it reads the variable once.
+    _hand_over(given["credentials"])
     # Imported here and in `_link` alone: who starts this process never loads rattler.
     import rattler
     from rattler.exceptions import GatewayError, InvalidMatchSpecError, SolverError
+    from rattler.networking import AuthenticationMiddleware, Client, MirrorMiddleware, RetryMiddleware
     from rattler.package.build_string import BuildString
 
     specs = []
@@ -51,7 +55,10 @@ async def _solve(given: dict[str, Any]) -> list[dict[str, Any]]:
                 f"{text!r} is not a package specification: {error}",
                 hint="write for example `numpy`, `python 3.13.*` or `flask >=3,<4`",
             ) from None
-    gateway = rattler.Gateway(cache_dir=Path(given["cache"]))
+    mirrors = {url: [mirror] for url, mirror in given["mirrors"].items()}
+    # Each acts on what the one before it made of the request: credentials are those of the mirror that is asked.
+    client = Client([RetryMiddleware(), MirrorMiddleware(mirrors), AuthenticationMiddleware()])
+    gateway = rattler.Gateway(cache_dir=Path(given["cache"]), client=client)
 
     async def ask(virtual: Iterable[Sequence[str]]) -> list[rattler.RepoDataRecord]:
         return await rattler.solve(
@@ -84,9 +91,10 @@ async def _solve(given: dict[str, Any]) -> list[dict[str, Any]]:
             hint=f"channels searched: {', '.join(given['channels'])}",
         ) from None
     except GatewayError as error:
+        refused = re.search(r"\b(401|403|407)\b", str(error))
+        usual = "check its name and the network; a folder needs noarch/ and linux-64/ with a repodata.json"
         raise BuildError(
-            f"a channel cannot be read: {error}",
-            hint="check its name and the network; a folder needs noarch/ and linux-64/ with a repodata.json",
+            f"a channel cannot be read: {error}", hint=credentials.HINT if refused else usual
         ) from None
     by_name = {record.name.normalized: record for record in records}
     plain: list[rattler.PackageRecord] = list(records)
@@ -103,6 +111,15 @@ async def _solve(given: dict[str, Any]) -> list[dict[str, Any]]:
         }
         for record in ordered
     ]
+
+
+def _hand_over(by_host: dict[str, Any]) -> None:
+    """Give rattler these credentials by host, and no others: in a file that is in memory alone (memfd_create(2))."""
+    file = os.memfd_create("credentials")
+    os.write(file, json.dumps(by_host).encode())
+    os.environ["RATTLER_AUTH_FILE"] = f"/proc/self/fd/{file}"
+    os.environ["NETRC"] = os.devnull
+    os.environ["HOME"] = "/nonexistent"  # where rattler would look for more, which `credentials` has done
 
 
 async def _link(given: dict[str, Any]) -> None:

@@ -493,7 +493,7 @@ def lock_digest(path: Path, definition: ImageDefinition) -> str:
     # What is younger than the locks that are about is left out while it is as it always was.
     young = {"kernel"} if definition.base.kernel == "cloud" else set()
     conda = definition.conda.model_dump(mode="json")
-    del conda["frozen"], conda["accept"], conda["settings"]  # not what the lock answers
+    del conda["frozen"], conda["accept"], conda["settings"], conda["mirrors"]  # not what the lock answers
     conda["glibc"] = definition.target.glibc  # where it stood when the first locks were written
     if conda["post_link"] == "refuse":
         del conda["post_link"]

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from conda_appliance import credentials
+from conda_appliance.errors import UsageError
 from conda_appliance.fields import (
     AbsolutePath,
     Name,
@@ -132,6 +134,11 @@ def is_anacondas(channel: str) -> bool:
     )
 
 
+def _named(channel: str) -> str:
+    """A channel of anaconda.org by its name, whether it was named or its URL was given."""
+    return channel.removeprefix("https://conda.anaconda.org/").rstrip("/")
+
+
 class Conda(Model):
     """The conda side of the machine."""
 
@@ -152,6 +159,14 @@ class Conda(Model):
             min_length=1,
             description="In order of priority: names (conda-forge), URLs, folders from this file, "
             "or 'starter', the channel that conda-appliance builds from PyPI and Debian.",
+        ),
+    ]
+    mirrors: Annotated[
+        dict[str, Annotated[tuple[str, ...], Field(min_length=1)]],
+        Field(
+            default_factory=dict,
+            description="Where a channel's files are taken from instead, the first that answers: by the URL (or name) "
+            "of a channel, URLs. The lock keeps the channel's own URLs. Credentials stand elsewhere (how-to/channels).",
         ),
     ]
     frozen: Annotated[
@@ -210,6 +225,26 @@ class Conda(Model):
                 return given
             raise ValueError("'distribution' makes the environment 'base': give yours another name")
         return {**given, "environments": {"base": {"distribution": one}, **environments}}
+
+    @model_validator(mode="after")
+    def _without_secrets(self) -> Self:
+        mirrors = [url for key, urls in self.mirrors.items() for url in (key, *urls)]
+        for url in (*self.channels, *mirrors, *([self.pip_index] if self.pip_index else [])):
+            try:
+                credentials.require_clean(url, "the URL")
+            except UsageError as error:
+                raise ValueError(f"{error.message}: {error.hint}") from None
+        for urls in self.mirrors.values():
+            for url in urls:
+                if not re.match(r"https?://[^/\s]+", url):
+                    raise ValueError(f"the mirror {url!r} is no URL, like https://mirror.example/conda-forge")
+        named = {_named(channel) for channel in self.channels}
+        unused = [key for key in self.mirrors if _named(key) not in named]
+        if unused and not any(one.lock for one in self.environments.values()):
+            raise ValueError(
+                f"mirrors of {', '.join(unused)}, which is none of the channels; write it as 'channels' does"
+            )
+        return self
 
     @model_validator(mode="after")
     def _licensed(self) -> Self:

@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-from conda_appliance import process, resources
+from conda_appliance import network, process, resources
 from conda_appliance.errors import BuildError, CommandFailed, UsageError
 
 #: The time of every file in the tar: 2020-01-01, in seconds since 1970.
@@ -48,7 +48,8 @@ def export(
 def _git(*words: process.Argument) -> str:
     # ext:: and the like run programs that a URL names. Nobody is there to be asked for a password.
     argv: list[process.Argument] = ["git", "-c", "protocol.ext.allow=never", *words]
-    return process.run(argv, env={"GIT_TERMINAL_PROMPT": "0"}).stdout
+    env = {**network.variables(), "GIT_TERMINAL_PROMPT": "0"}
+    return process.run(argv, env=env, network="fetch" in words).stdout
 
 
 def _has(repository: Path, commit: str) -> bool:

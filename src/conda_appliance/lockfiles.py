@@ -112,17 +112,25 @@ def take(
     contract: Contract,
     platform: str,
     cache: sources.Cache,
+    mirrored: Sequence[conda.Channel] = (),
     progress: Callable[[str], None] = lambda _text: None,
 ) -> tuple[tuple[CondaPackage, ...], tuple[str, ...]]:
     """The packages of another tool's lock as ours has them, in the order they are linked; those that no other needs,
     by name.
 
-    All of them are in ``cache`` afterwards. Raises UsageError for a package that needs more than the ``contract``, that
-    is for another platform, or that stands there twice; HashMismatch for one that is not what its lock says.
+    All of them are in ``cache`` afterwards, from the mirrors of ``mirrored`` where they are of one of those channels.
+    Raises UsageError for a package that needs more than the ``contract``, that is for another platform, or that stands
+    there twice; HashMismatch for one that is not what its lock says.
     """
     digests = sources.identify(
         [
-            sources.Named(name=one.filename, url=one.url, sha256=one.sha256, md5=one.md5)
+            sources.Named(
+                name=one.filename,
+                url=one.url,
+                sha256=one.sha256,
+                md5=one.md5,
+                mirrors=conda.mirrors_of(one.url, mirrored),
+            )
             for one in locked.packages
         ],
         cache,

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TypeVar
 
+from conda_appliance import redact
 from conda_appliance.errors import DISK_FULL, CommandFailed, ToolMissing
 
 #: The environment variable that every program we start carries: the `mark` of the run's process.
@@ -68,6 +69,11 @@ PACKAGES = {
     "zstd": "zstd",
 }
 
+#: Variables that say who we are to a server, or where that stands; `credentials` reads them, and no program gets them.
+_PRIVATE = re.compile(r"CONDA_APPLIANCE_AUTH|RATTLER_AUTH_FILE")
+#: Further ones that programs read which ask servers; those alone get them.
+_FOR_NETWORK = re.compile(r"NETRC|(UV|PIP|TWINE)_.*(PASSWORD|USERNAME|TOKEN)|ANACONDA_.*TOKEN|CONDA_TOKEN")
+
 #: The line in which a program says that a disk is full: strerror(ENOSPC), and apt's own words.
 _FULL = re.compile(r"^.*(?:No space left on device|enough free space).*$", re.MULTILINE)
 
@@ -88,8 +94,8 @@ class Completed:
 
 
 def shown(argv: Sequence[Argument]) -> str:
-    """``argv`` as a shell line that can be pasted."""
-    return shlex.join([os.fspath(word) for word in argv])
+    """``argv`` as a shell line that can be pasted, without secrets."""
+    return redact.text(shlex.join([os.fspath(word) for word in argv]))
 
 
 def find(tool: str) -> str:
@@ -124,9 +130,21 @@ def require(*tools: str) -> None:
         )
 
 
-def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of a program we start: ours, a fixed locale, the run's mark, and ``extra``."""
-    return {**os.environ, "LC_ALL": "C.UTF-8", MARK: mark(), **(extra or {})}
+def environment(extra: Mapping[str, str] | None = None, *, network: bool = False) -> dict[str, str]:
+    """The environment of a program we start: ours, a fixed locale, the run's mark, and ``extra``.
+
+    What says who we are to a server is left out, and a proxy with a password too, but for a program that asks servers
+    itself (``network``).
+    """
+    ours = {name: value for name, value in os.environ.items() if not is_private(name, value, network=network)}
+    return {**ours, "LC_ALL": "C.UTF-8", MARK: mark(), **(extra or {})}
+
+
+def is_private(name: str, value: str, *, network: bool = False) -> bool:
+    """Whether a variable is kept from a program, which asks servers itself (``network``) or not."""
+    if _PRIVATE.fullmatch(name):
+        return True
+    return not network and (_FOR_NETWORK.fullmatch(name) is not None or redact.holds_secret(value))
 
 
 def run(
@@ -141,13 +159,14 @@ def run(
     on_line: Callable[[str], None] | None = None,
     orphaned: signal.Signals = signal.SIGTERM,
     hint: str = "",
+    network: bool = False,
 ) -> Completed:
     """Run a program to its end.
 
-    ``env`` is added to our own. ``timeout`` in seconds, after which its whole group is killed.
-    ``log`` is a file that both streams are appended to. ``on_line`` sees each line of standard
-    output and error as it comes (they are then merged into ``stdout``). ``orphaned`` is the signal it gets when
-    this process dies.
+    ``env`` is added to our own; ``network`` says that it asks servers (`environment`). ``timeout`` in seconds, after
+    which its whole group is killed. ``log`` is a file that both streams are appended to. ``on_line`` sees each line of
+    standard output and error as it comes (they are then merged into ``stdout``). ``orphaned`` is the signal it gets
+    when this process dies.
 
     Raises ToolMissing when the program is not there; CommandFailed when it ends with a non-zero
     status (unless ``check`` is false) or runs out of time.
@@ -158,7 +177,7 @@ def run(
     with _started(
         command,
         cwd=cwd,
-        env=environment(env),
+        env=environment(env, network=network),
         stdin=subprocess.PIPE if input is not None else subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT if merged else subprocess.PIPE,
@@ -186,7 +205,7 @@ def run(
     seconds = time.monotonic() - started
     if log is not None:
         with log.open("a", encoding="utf-8") as file:
-            file.write(f"$ {shown(command)}\n{out}{err}")
+            file.write(f"$ {shown(command)}\n{redact.text(out + err)}")
     if expired.is_set():
         raise CommandFailed(
             f"{Path(command[0]).name} did not end within {timeout:.0f} s: {shown(command)}",
@@ -219,7 +238,7 @@ def run_to(argv: Sequence[Argument], file: IO[bytes]) -> None:
 
 def _failed(command: Sequence[str], status: int, output: str, hint: str = "") -> CommandFailed:
     """How a program failed, with its last words; a full disk is told in one line, whoever finds it."""
-    name = Path(command[0]).name
+    name, output = Path(command[0]).name, redact.text(output)
     if full := _FULL.search(output):
         message, hint = f"the disk is full, as {name} found: {full[0].strip()}", DISK_FULL
     else:

@@ -26,7 +26,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import InvalidWheelFilename, NormalizedName, canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
-from conda_appliance import process, resources, sources
+from conda_appliance import network, process, redact, resources, sources
 from conda_appliance.errors import BuildError, CommandFailed, UsageError
 from conda_appliance.lock import CondaPackage, Wheel
 
@@ -283,14 +283,11 @@ def _ask(
         argv += ["--only-binary", ":all:", "--excludes", "excluded.in", "--constraints", "constraints.in"]
         argv += ["--format", "pylock.toml", "--output-file", "pylock.toml"]
         argv += ["--default-index", index] if index else []
-        env = {"UV_CACHE_DIR": str(resources.cache_root() / "uv")}
-        system = sources.SYSTEM_CERTIFICATES
-        if "SSL_CERT_FILE" not in os.environ and system.is_file():
-            env["SSL_CERT_FILE"] = str(system)
+        env = {**network.variables(), "UV_CACHE_DIR": str(resources.cache_root() / "uv")}
         try:
-            process.run(argv, cwd=work, env=env)
+            process.run(argv, cwd=work, env=env, network=True)
         except CommandFailed as error:
-            said = re.sub(r"\x1b\[[0-9;]*m", "", error.output).strip()
+            said = redact.text(re.sub(r"\x1b\[[0-9;]*m", "", error.output).strip())
             raise UsageError(
                 f"no set of wheels for Python {wanted.minor} satisfies {', '.join(requirements)}:\n{said}",
                 hint="only wheels are taken, and only such as fit the machine; a project that has none can be made a "

@@ -20,6 +20,7 @@ from conda_appliance import (
     channel,
     conda,
     contract,
+    credentials,
     definition,
     definition_conda,
     distribution,
@@ -95,8 +96,24 @@ def channels(
                 )
             found.append(conda.Channel(name=name, url=folder.as_uri()))
         else:
-            found.append(conda.Channel(name=name, url=conda.channel_url(name)))
+            url = conda.channel_url(name)
+            found.append(conda.Channel(name=name, url=url, mirrors=_mirrors(image).get(url, ())))
     return tuple(found)
+
+
+def _mirrors(image: ImageDefinition) -> dict[str, tuple[str, ...]]:
+    """The mirrors of channels, by the channels' URLs."""
+    return {
+        conda.channel_url(name): tuple(url.rstrip("/") for url in urls)
+        for name, urls in image.conda.mirrors.items()
+    }
+
+
+def _mirrored(image: ImageDefinition) -> tuple[conda.Channel, ...]:
+    """The channels that have mirrors, those that another tool's lock names among them."""
+    return tuple(
+        conda.Channel(name=url, url=url, mirrors=mirrors) for url, mirrors in _mirrors(image).items()
+    )
 
 
 def is_local(name: str) -> bool:
@@ -314,6 +331,8 @@ class _Run:
                 hint="let the service run in an environment of its own",
             )
         locked = lockfiles.read(path, environment.select, PLATFORM)
+        for one in locked.packages:
+            credentials.require_clean(one.url, f"{path}: the URL")
         theirs = [one.filename for one in locked.packages if definition_conda.is_anacondas(one.url)]
         if theirs and "anaconda-tos" not in self.image.conda.accept:
             raise UsageError(f"{path} names {trees.some(theirs)}: {definition_conda.ANACONDA_TERMS}")
@@ -321,6 +340,7 @@ class _Run:
             locked,
             self.places,
             contract=self.contract,
+            mirrored=_mirrored(self.image),
             platform=PLATFORM,
             cache=self.cache,
             progress=self.progress,
@@ -337,7 +357,13 @@ class _Run:
         Only the archives tell, so all of them are fetched. Raises UsageError for what the definition refuses.
         """
         wanted = [
-            sources.Download(name=one.filename, url=one.url, sha256=one.sha256, size=one.size)
+            sources.Download(
+                name=one.filename,
+                url=one.url,
+                sha256=one.sha256,
+                size=one.size,
+                mirrors=conda.mirrors_of(one.url, _mirrored(self.image)),
+            )
             for one in section.packages
         ]
         sources.fetch(wanted, self.cache, offline=False, progress=self.progress)
@@ -425,8 +451,15 @@ def fetch(
             raise LockError(f"--offline, and not in the cache: {names}", hint=f"conda-appliance fetch {path}")
         places = {place.name: place.url for place in channels(image, path, cache, progress)}
         _require_in_folders(missing_local, places, path)
+    mirrored = _mirrored(image)
     conda_files = tuple(
-        sources.Download(name=p.filename, url=_absolute(p, places), sha256=p.sha256, size=p.size)
+        sources.Download(
+            name=p.filename,
+            url=_absolute(p, places),
+            sha256=p.sha256,
+            size=p.size,
+            mirrors=conda.mirrors_of(p.url, mirrored),
+        )
         for p in packages.values()
     )
     folder = path.resolve().parent

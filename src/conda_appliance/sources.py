@@ -1,7 +1,7 @@
 """The only network: downloads into a cache that is addressed by SHA-256 and verified at every use.
 
-Proxies come from the environment (``http_proxy``, ``https_proxy``, ``no_proxy``), and so may the certificates
-that https is checked with (``REQUESTS_CA_BUNDLE``, ``SSL_CERT_FILE``).
+Proxies come from the environment (``http_proxy``, ``https_proxy``, ``no_proxy``), the certificates that https is
+checked with from `network`, and who we are to a host from `credentials`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
-from conda_appliance import lazy, process, resources
+from conda_appliance import credentials, lazy, network, process, redact, resources
 from conda_appliance.errors import ApplianceError, BuildError, HashMismatch, LockError
 
 if TYPE_CHECKING:
@@ -30,12 +30,12 @@ WORKERS = 8
 TRIES = 4
 #: Seconds before the second try; each further pause is twice as long.
 PAUSE = 0.5
+#: The longest that a server may have us wait before the next try (``Retry-After``), in seconds.
+LONGEST_PAUSE = 60.0
 #: Seconds without a byte after which a connection counts as dropped.
 TIMEOUT = 30
 #: Debian's archive of every package it ever had. ``CONDA_APPLIANCE_SNAPSHOT`` may name a mirror of it.
 SNAPSHOT = "https://snapshot.debian.org"
-#: The certificates that the system's owner trusts, an internal authority's among them (Debian's ca-certificates).
-SYSTEM_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 #: Where a message would list more than this, it counts the rest.
 _SHOWN = 12
 
@@ -44,12 +44,16 @@ _CHUNK = 1 << 18
 
 @dataclass(frozen=True, kw_only=True)
 class Download:
-    """A file to have: ``url`` is http(s), file or a plain path; ``size`` in bytes, 0 where it is not known."""
+    """A file to have: ``url`` is http(s), file or a plain path; ``size`` in bytes, 0 where it is not known.
+
+    ``mirrors`` are where it is taken from instead, in this order.
+    """
 
     name: str
     url: str
     sha256: str
     size: int
+    mirrors: tuple[str, ...] = ()
 
 
 class Cache:
@@ -127,6 +131,7 @@ class Named:
     url: str
     sha256: str
     md5: str
+    mirrors: tuple[str, ...] = ()
 
 
 def identify(
@@ -137,7 +142,9 @@ def identify(
     One with an MD5 alone is fetched and compared with it, and from then on known by its SHA-256. Raises as `fetch`.
     """
     known = [one for one in files if one.sha256]
-    downloads = [Download(name=one.name, url=one.url, sha256=one.sha256, size=0) for one in known]
+    downloads = [
+        Download(name=one.name, url=one.url, sha256=one.sha256, size=0, mirrors=one.mirrors) for one in known
+    ]
     fetch(downloads, cache, offline=False, progress=progress)
     return [one.sha256 or _by_md5(one, cache, progress) for one in files]
 
@@ -148,11 +155,9 @@ def _by_md5(one: Named, cache: Cache, progress: Callable[[str], None]) -> str:
         return sha256
     with resources.work_folder(cache.root / "md5", f".{one.md5}", wait=progress) as work:
         part = work / "part"
-        download = Download(name=one.name, url=one.url, sha256="", size=0)
+        download = Download(name=one.name, url=one.url, sha256="", size=0, mirrors=one.mirrors)
         try:
-            sha256 = _download(
-                one.url, download, part, _Run(files=[download], cache=cache, progress=progress)
-            )
+            sha256 = _from_first(download, part, _Run(files=[download], cache=cache, progress=progress))
         except _Gone:
             raise BuildError(f"{one.url} is not there (404)", hint="check the lock that names it") from None
         with part.open("rb") as file:
@@ -238,13 +243,33 @@ class _Run:
 
 def _session() -> requests.Session:
     session = requests.Session()
-    given = (os.environ.get(name) for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"))
-    system = str(SYSTEM_CERTIFICATES) if SYSTEM_CERTIFICATES.is_file() else True
-    session.verify = next(filter(None, given), system)
+    network.keep_proxy_secrets()
+    trusted = network.certificates()
+    session.verify = str(trusted) if trusted else True
+    session.auth = _authorize
+    session.rebuild_auth = _never_to_another  # type: ignore[method-assign]
     session.headers["Accept-Encoding"] = (
         "identity"  # the bytes that were hashed, not a server's packing of them
     )
     return session
+
+
+def _authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Put what the host of a request is to be given into it."""
+    credential = credentials.find(request.url or "")
+    if credential is not None:
+        request.url = credential.sent(request.url or "")
+        if credential.header:
+            request.headers["Authorization"] = credential.header
+    return request
+
+
+def _never_to_another(request: requests.PreparedRequest, answer: requests.Response) -> None:
+    """A redirect to another host, port or scheme is followed without what the first was given."""
+    before, after = urlsplit(answer.request.url or ""), urlsplit(request.url or "")
+    if (before.scheme, before.netloc) != (after.scheme, after.netloc):
+        request.headers.pop("Authorization", None)
+    request.headers.pop("Proxy-Authorization", None)
 
 
 def _fetch_one(one: Download, run: _Run) -> None:
@@ -279,9 +304,9 @@ def _part(target: Path) -> Path:
 
 
 def _any_source(one: Download, part: Path, run: _Run) -> str:
-    """Bring ``one`` from its URL, or a .deb that left its mirror from the archive; returns the SHA-256."""
+    """Bring ``one`` from its URL or a mirror, or a .deb that left its mirror from the archive; returns the SHA-256."""
     try:
-        return _download(one.url, one, part, run)
+        return _from_first(one, part, run)
     except _Gone:
         package = unquote(one.name).removesuffix(".deb").split("_")
         if not one.name.endswith(".deb") or len(package) != 3:
@@ -299,6 +324,47 @@ def _any_source(one: Download, part: Path, run: _Run) -> str:
         raise BuildError(
             f"{one.name} has left the mirror ({one.url}: 404), and {archive} {reason}", hint=_UPGRADE
         ) from None
+
+
+def _from_first(one: Download, part: Path, run: _Run) -> str:
+    """Bring ``one`` from the first of its mirrors that gives it, or from its URL where it has none; the SHA-256.
+
+    Raises _Gone when none has it, BuildError telling what each says when one could not be asked.
+    """
+    if not one.mirrors:
+        return _download(one.url, one, part, run)
+    said, gone, found = [], True, ""
+    for url in one.mirrors:
+        try:
+            found = _download(url, one, part, run)
+        except _Gone:
+            said.append(BuildError(f"{url} is not there (404)"))
+            continue
+        except BuildError as error:
+            said.append(error)
+            gone = False
+            continue
+        if found == one.sha256 or not one.sha256:
+            return found
+        part.unlink(missing_ok=True)
+    if found:
+        return found  # every mirror that has it has other bytes: the caller tells the mismatch
+    if gone:
+        raise _Gone
+    raise BuildError(
+        f"no mirror gives {one.name}:\n" + "\n".join(error.message for error in said),
+        hint="; ".join(dict.fromkeys(error.hint for error in said if error.hint)),
+    )
+
+
+def answers(url: str) -> str:
+    """Ask a server for the head of ``url``; returns why it does not give it, nothing where it does."""
+    try:
+        with _session() as session, session.get(url, timeout=TIMEOUT, stream=True) as answer:
+            answer.raise_for_status()
+    except requests.RequestException as error:
+        return redact.text(_reason(error))
+    return ""
 
 
 def _from_snapshot(one: Download, package: Sequence[str], part: Path, run: _Run) -> str:
@@ -350,7 +416,9 @@ def _download(url: str, one: Download, part: Path, run: _Run) -> str:
                 raise _Gone from None
             reason = f"the server answers {status} {error.response.reason}"
             if status < 500 and status not in (408, 429):
-                raise BuildError(f"{url}: {reason}") from None
+                hint = credentials.HINT if status in (401, 403, 407) else ""
+                raise BuildError(f"{url}: {reason}", hint=hint) from None
+            pause = max(pause, _asked_pause(error.response))
         except (requests.ConnectionError, requests.Timeout) as error:
             reason, silent = _reason(error), not part.exists()
         except requests.exceptions.ChunkedEncodingError as error:
@@ -363,6 +431,12 @@ def _download(url: str, one: Download, part: Path, run: _Run) -> str:
     if silent:
         run.silent[address.netloc] = reason
     raise BuildError(f"{url}: {reason} ({TRIES} tries)", hint=_NETWORK)
+
+
+def _asked_pause(answer: requests.Response) -> float:
+    """For how many seconds a server asks us to wait (RFC 9110, 10.2.3; its dates are not read)."""
+    asked = answer.headers.get("Retry-After", "")
+    return min(float(asked), LONGEST_PAUSE) if asked.isdigit() else 0.0
 
 
 def _stream(url: str, one: Download, part: Path, run: _Run) -> str:
@@ -439,5 +513,5 @@ def _reason(error: BaseException) -> str:
         if not isinstance(deeper, BaseException):
             break
         inner = deeper
-    text = str(inner)
+    text = redact.text(str(inner))
     return text.rpartition(">: ")[2] or type(error).__name__

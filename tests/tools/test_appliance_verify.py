@@ -62,7 +62,7 @@ class Built:
             "second": ("prefixed", "/opt/conda/envs/second"),
         }.items():
             found, virtual = conda.solve(
-                [spec], [conda.Channel(name="./small", url=channel.as_uri())], glibc="2.41"
+                [spec], [conda.Channel(name="./small", url=channel.as_uri())], contract=Contract(glibc="2.41")
             )
             sections[name] = EnvironmentSection(prefix=prefix, specs=(spec,), packages=found)
         lock = Lock(

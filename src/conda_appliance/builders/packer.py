@@ -319,15 +319,18 @@ def _variables(tree: BuildTree, logs: Path, scratch: Path, token: str) -> dict[s
 
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """This process's environment with ``values`` in it, put back when the block ends."""
+    """This process's environment with ``values`` in it and nothing private, put back when the block ends."""
     before = dict(os.environ)
+    private = {name: value for name, value in before.items() if process.is_private(name, value)}
+    for name in private:
+        del os.environ[name]
     os.environ.update(values)
     try:
         yield
     finally:
         for name in values:
             os.environ.pop(name, None)
-        os.environ.update({name: before[name] for name in values if name in before})
+        os.environ.update({name: before[name] for name in {*values, *private} if name in before})
 
 
 # --- what went wrong --------------------------------------------------------------------------------

@@ -1,0 +1,205 @@
+"""Which credentials a URL's host is given, from which place; and that no message tells them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from conda_appliance import credentials, redact
+from conda_appliance.errors import UsageError
+
+SECRET = "s3cret-value"
+CLEAN = ("CONDA_APPLIANCE_AUTH", "RATTLER_AUTH_FILE", "NETRC")
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A user who has said nothing yet, and has no keyring."""
+    for name in CLEAN:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "keyring", None)
+    credentials._in_keyring.cache_clear()
+    return tmp_path
+
+
+def secret_of(url: str) -> str:
+    found = credentials.find(url)
+    return found.secret if found else ""
+
+
+def bearer(host: str, secret: str = SECRET) -> str:
+    return json.dumps({host: {"BearerToken": secret}})
+
+
+def test_nothing_said_nothing_given() -> None:
+    assert credentials.find("https://host.example/c") is None
+
+
+def test_the_first_place_that_knows_the_host_counts(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    url = "https://host.example/c"
+    (home / ".netrc").write_text("machine host.example login me password of-netrc\n")
+    (home / ".netrc").chmod(0o600)
+    assert secret_of(url) == "of-netrc"
+    (home / ".rattler").mkdir()
+    (home / ".rattler/credentials.json").write_text(bearer("host.example", "of-home"))
+    assert secret_of(url) == "of-home"
+    kept = {("rattler", "host.example"): json.dumps({"BearerToken": "of-keyring"})}
+    keyring = SimpleNamespace(get_password=lambda service, name: kept.get((service, name)))
+    monkeypatch.setitem(sys.modules, "keyring", keyring)
+    credentials._in_keyring.cache_clear()
+    assert secret_of(url) == "of-keyring"
+    (home / "auth.json").write_text(bearer("host.example", "of-file"))
+    monkeypatch.setenv("RATTLER_AUTH_FILE", str(home / "auth.json"))
+    assert secret_of(url) == "of-file"
+    monkeypatch.setenv("CONDA_APPLIANCE_AUTH", bearer("host.example", "of-variable"))
+    assert secret_of(url) == "of-variable"
+
+
+def test_a_star_stands_for_every_host_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONDA_APPLIANCE_AUTH", bearer("*.example.org"))
+    assert secret_of("https://conda.example.org/c") == SECRET
+    assert secret_of("https://a.conda.example.org/c") == SECRET
+    assert secret_of("https://example.org/c") == ""
+    assert secret_of("https://badexample.org/c") == ""
+
+
+@pytest.mark.parametrize(
+    ("url", "given"),
+    [
+        ("https://host.example/c", True),
+        ("https://HOST.example:8443/c", True),
+        ("http://host.example/c", False),
+        ("https://host.example.evil.example/c", False),
+        ("https://evil.example/host.example", False),
+        ("file:///host.example", False),
+    ],
+)
+def test_they_go_to_that_host_over_https_alone(
+    monkeypatch: pytest.MonkeyPatch, url: str, given: bool
+) -> None:
+    monkeypatch.setenv("CONDA_APPLIANCE_AUTH", bearer("host.example"))
+    assert (credentials.find(url) is not None) == given
+
+
+def test_a_netrcs_default_goes_to_nobody(home: Path) -> None:
+    (home / ".netrc").write_text("default login me password s3cret-value\n")
+    (home / ".netrc").chmod(0o600)
+    assert credentials.find("https://host.example/c") is None
+
+
+def test_one_host_over_http_too_is_refused_before_anything_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONDA_APPLIANCE_AUTH", bearer("host.example"))
+    with pytest.raises(UsageError, match="in the clear"):
+        credentials.of_hosts(["https://host.example/c", "http://host.example/d"])
+
+
+def test_a_conda_token_goes_before_the_path() -> None:
+    token = credentials.Credential(kind="CondaToken", secret="tk-1")
+    assert token.sent("https://host.example:8443/c/noarch/x") == "https://host.example:8443/t/tk-1/c/noarch/x"
+    assert token.header == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('{"host.example": {"BearerToken": "s3cret-value"}', "is not JSON, line 1"),
+        ('["s3cret-value"]', "no JSON object"),
+        ('{"host.example": "s3cret-value"}', "host.example is not understood"),
+        ('{"host.example": {"Bearer": "s3cret-value"}}', "host.example is not understood"),
+    ],
+)
+def test_a_file_that_is_wrong_is_refused_without_quoting_it(
+    monkeypatch: pytest.MonkeyPatch, home: Path, content: str, told: str
+) -> None:
+    (home / "auth.json").write_text(content)
+    monkeypatch.setenv("RATTLER_AUTH_FILE", str(home / "auth.json"))
+    with pytest.raises(UsageError, match=told) as caught:
+        credentials.find("https://host.example/c")
+    assert "auth.json" in caught.value.message
+    assert SECRET not in caught.value.message + caught.value.hint
+    assert "BearerToken" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["RATTLER_AUTH_FILE", "NETRC"])
+def test_a_file_that_is_not_there_is_named_with_its_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "/nowhere/file")
+    with pytest.raises(UsageError, match="/nowhere/file") as caught:
+        credentials.find("https://host.example/c")
+    assert name in caught.value.message + caught.value.hint
+
+
+def test_a_netrc_that_is_wrong_is_refused_without_quoting_it(home: Path) -> None:
+    (home / ".netrc").write_text("machine host.example login me pasword s3cret-value\n")
+    with pytest.raises(UsageError, match=r"\.netrc, line 1") as caught:
+        credentials.find("https://host.example/c")
+    assert SECRET not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://me:s3cret-value@host.example/c",
+        "https://s3cret-value@host.example/c",
+        "https://host.example/t/s3cret-value/c",
+        "https://host.example/t/s3cret-value",
+    ],
+)
+def test_a_url_with_a_secret_is_refused_without_telling_it(url: str) -> None:
+    with pytest.raises(UsageError, match=r"host\.example") as caught:
+        credentials.require_clean(url, "the channel URL")
+    assert SECRET not in caught.value.message
+    assert "RATTLER_AUTH_FILE" in caught.value.hint
+    assert ".netrc" in caught.value.hint
+
+
+@pytest.mark.parametrize("url", ["https://host.example/team/c", "file:///t/c", "conda-forge", "./t/c"])
+def test_a_url_without_one_is_not(url: str) -> None:
+    credentials.require_clean(url, "the channel URL")
+
+
+def test_no_repr_shows_a_secret() -> None:
+    assert SECRET not in repr(credentials.Credential(kind="BasicHTTP", user="me", secret=SECRET))
+
+
+# --- what is told -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("GET https://me:pw@host.example/c: 404", "GET https://…@host.example/c: 404"),
+        ("https://me:p@w@host.example/c", "https://…@host.example/c"),
+        ("https://host.example/t/tk-1/c/noarch", "https://host.example/t/…/c/noarch"),
+        ("https://host.example/conda/t/tk-1/c", "https://host.example/conda/t/…/c"),
+        ("Authorization: Bearer abc.def", "Authorization: Bearer …"),
+        ("ssh://git@host.example/repo", "ssh://git@host.example/repo"),
+        ("https://host.example/at/c", "https://host.example/at/c"),
+        ("write to me@host.example", "write to me@host.example"),
+    ],
+)
+def test_what_looks_like_a_secret_is_taken_out(given: str, told: str) -> None:
+    assert redact.text(given) == told
+
+
+def test_what_was_read_as_one_is_taken_out_however_it_is_spelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redact, "_known", set())
+    redact.keep("pa55/w=rd", "me")
+    for spelled in ("pa55/w=rd", "pa55%2Fw%3Drd", "cGE1NS93PXJk", "bWU6cGE1NS93PXJk"):
+        assert redact.text(f"<{spelled}>") == "<…>"
+
+
+def test_standard_output_and_error_let_none_through(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(redact, "_known", {SECRET})
+    with redact.guarded():
+        print(f"out {SECRET}")
+        print(f"err {SECRET}", file=sys.stderr)
+    assert capsys.readouterr() == ("out …\n", "err …\n")
