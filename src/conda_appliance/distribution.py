@@ -40,9 +40,9 @@ MINICONDA = "https://repo.anaconda.com/miniconda"
 #: the environment, notes on its own run.
 _LEFT = ("pkgs", "_conda", "_conda.exe", ".installer.info", "install.log", ".nonadmin", "_internal")
 
-#: Runs it in the mounted system: without a network, without anything of this host's environment.
+#: Runs it in the mounted system, without anything of this host's environment.
 _RUN = """
-exec unshare --net -- chroot root env -i HOME=/root LANG=C.UTF-8 TERM=dumb \\
+exec chroot root env -i HOME=/root LANG=C.UTF-8 TERM=dumb \\
     PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \\
     CONDA_OFFLINE=true CONDA_PLUGINS_AUTO_ACCEPT_TOS=yes sh /run/payload/installer.sh -b -p "$1" </dev/null
 """
@@ -212,7 +212,7 @@ def _run(
     upper = work / "upper"
     try:
         process.run(
-            namespace.isolated(mounted, ["sh", "-euc", _RUN, "sh", prefix]),
+            namespace.isolated(mounted, ["sh", "-euc", _RUN, "sh", prefix], network=False),
             env=variables,
             on_line=hear,
             orphaned=signal.SIGKILL,
