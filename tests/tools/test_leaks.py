@@ -268,10 +268,12 @@ def test_only_what_asks_servers_has_a_proxys_password_in_its_environment_and_non
                 others[command] = found
     assert len(others) > 1, "others were seen"
     assert {command: found for command, found in others.items() if found} == {}
-    assert asking == {"proxy", "uv's own"}
+    assert asking == {"proxy", "uv's own", "netrc"}, (
+        "uv is given its index's password and nothing else of ours"
+    )
 
 
-@pytest.mark.parametrize("broken", ["password", "no server", "proxy's password"])
+@pytest.mark.parametrize("broken", ["password", "mirror", "channel with a token", "proxy's password"])
 def test_no_error_tells_any(place: Place, broken: str) -> None:
     """What fails is told at length, by us, rattler and uv: with a wrong password, host, and proxy's password."""
     definition = (place.folder / "project/leaky.yaml").read_text()
@@ -280,11 +282,14 @@ def test_no_error_tells_any(place: Place, broken: str) -> None:
     if broken == "password":
         entry = {"username": "alice", "password": "wrong" + SECRETS["file, basic"][1]}
         changed["CONDA_APPLIANCE_AUTH"] = json.dumps({"basic.private.test": {"BasicHTTP": entry}})
-    elif broken == "no server":
+    elif broken == "mirror":
         definition = definition.replace(
             "https://basic.private.test/channel", "https://basic.private.test/none"
         )
-        definition = definition.replace("/by-token,", "/none,")
+    elif broken == "channel with a token":
+        definition = definition.replace(
+            "https://token.private.test/by-token,", "https://token.private.test/none,"
+        )
     else:
         changed["https_proxy"] = env["https_proxy"].replace("@", "wrong@")
     (place.folder / "project/failing.yaml").write_text(definition)
