@@ -55,7 +55,7 @@ class PrivateServer:
     #: Break the connection after this many bytes of each package, once per package.
     cut: int = 0
     cut_already: set[str] = field(default_factory=set)
-    #: Where requests for packages are sent on to, instead of being answered.
+    #: Where requests are sent on to, instead of being answered.
     elsewhere: str = ""
 
     def paths(self) -> list[str]:
@@ -106,7 +106,7 @@ def _handler(server: PrivateServer) -> type[BaseHTTPRequestHandler]:
                 return server.refusals.pop(0), b"", {}
             if not allowed:
                 return 401, b"", {"WWW-Authenticate": 'Basic realm="channel"'}
-            if server.elsewhere and path.endswith((".conda", ".tar.bz2")):
+            if server.elsewhere:
                 return 302, b"", {"Location": server.elsewhere + path}
             file = server.root / path.lstrip("/")
             kind = "application/octet-stream"

@@ -273,7 +273,9 @@ def test_only_what_asks_servers_has_a_proxys_password_in_its_environment_and_non
     )
 
 
-@pytest.mark.parametrize("broken", ["password", "mirror", "channel with a token", "proxy's password"])
+@pytest.mark.parametrize(
+    "broken", ["password", "mirror", "channel with a token", "proxy's password", "proxy"]
+)
 def test_no_error_tells_any(place: Place, broken: str) -> None:
     """What fails is told at length, by us, rattler and uv: with a wrong password, host, and proxy's password."""
     definition = (place.folder / "project/leaky.yaml").read_text()
@@ -290,12 +292,15 @@ def test_no_error_tells_any(place: Place, broken: str) -> None:
         definition = definition.replace(
             "https://token.private.test/by-token,", "https://token.private.test/none,"
         )
+    elif broken == "proxy":  # requests and urllib3 quote such a setting
+        changed["https_proxy"] = env["https_proxy"].partition("@")[0] + "@"
+        definition = definition.replace("[https://basic.", "[https://other.private.test/none, https://basic.")
     else:
         changed["https_proxy"] = env["https_proxy"].replace("@", "wrong@")
     (place.folder / "project/failing.yaml").write_text(definition)
     place.env = changed
     try:
-        said = place.run("lock", "failing.yaml", status=1)
+        said = place.run("lock", "failing.yaml", status=2 if broken == "proxy" else 1)
     finally:
         place.env = env
     assert "error:" in said
@@ -327,3 +332,20 @@ def test_a_secret_in_the_definition_is_refused_with_where_it_belongs_and_not_tol
     said = place.run("lock", str(path), status=2)
     assert secret not in said
     assert ".netrc" in said
+
+
+def test_a_secret_in_another_tools_lock_is_refused_and_not_told(place: Place) -> None:
+    secret = SECRETS["netrc"][1]
+    path = place.folder / "taken.yaml"
+    path.write_text(
+        (place.folder / "project/leaky.yaml")
+        .read_text()
+        .replace("{dependencies: [pure, by-token, by-bearer], pip: [wheeled]}", "{lock: explicit.txt}")
+    )
+    (place.folder / "explicit.txt").write_text(
+        f"@EXPLICIT\nhttps://basic.private.test/t/{secret}/channel/noarch/pure-1.0-0.conda#{'0' * 32}\n"
+    )
+    said = place.run("lock", str(path), status=2)
+    assert "explicit.txt" in said
+    assert "password or token" in said
+    assert secret not in said

@@ -156,8 +156,10 @@ def test_a_redirect_to_another_host_is_followed_without_them(
     server.authorization = basic("me", PASSWORD)
     with private_server.serving(made / "served", made / "server.pem", "127.0.0.1") as other:
         server.elsewhere = other.url
-        fetch(solve(f"{server.url}/channel"), tmp_path / "blobs")
-        assert len(other.asked) == 3
+        files = solve(f"{server.url}/channel")
+        solving = len(other.asked)
+        fetch(files, tmp_path / "blobs")
+        assert 0 < solving < len(other.asked), "the solve and the downloads were sent on"
         assert {one.authorization for one in other.asked} == {""}
 
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from pydantic import ValidationError
 
-from conda_appliance import credentials, definition, redact
+from conda_appliance import credentials, definition, network, redact
 from conda_appliance.builders import packer
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.definition_conda import Conda
@@ -223,6 +223,36 @@ def test_what_packer_starts_is_given_none_and_we_have_them_again_afterwards(
         assert os.environ["PACKER_LOG"] == "1"
         assert not {*secret} & {*os.environ}
     assert {name: os.environ[name] for name in secret} == secret
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    ["http://me:s3cret-value@", "http://me:s3cret-value@host:port", "http://:3128", "me:s3cret-value@"],
+)
+def test_a_proxy_that_cannot_be_asked_is_refused_without_telling_its_password(
+    monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    monkeypatch.setattr(redact, "_known", set())
+    monkeypatch.setenv("https_proxy", proxy)
+    with pytest.raises(UsageError, match="https_proxy is not the URL of a proxy") as caught:
+        network.check_proxies()
+    assert SECRET not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "proxy", ["http://proxy.example:3128", "proxy.example:3128", "socks5h://me:pw@proxy.example"]
+)
+def test_a_proxy_that_can_is_not(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("https_proxy", proxy)
+    network.check_proxies()
+
+
+def test_certificates_that_are_not_there_are_refused_by_their_variables_name(
+    monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(home / "none.pem"))
+    with pytest.raises(UsageError, match=r"SSL_CERT_FILE names .*none\.pem"):
+        network.variables()
 
 
 # --- in a definition --------------------------------------------------------------------------------
