@@ -86,15 +86,22 @@ def mirrors_of(url: str, channels: Sequence[Channel]) -> tuple[str, ...]:
 
 
 def _answering(channel: Channel, platform: str) -> str:
-    """The first mirror of a channel that answers. Raises BuildError telling why none does."""
+    """The first mirror of a channel that answers; a single one is taken as it is, and rattler tries it again.
+
+    Raises BuildError telling why none does.
+    """
+    if len(channel.mirrors) == 1:
+        return channel.mirrors[0]
     reasons = []
     for mirror in channel.mirrors:
-        # Every channel has one of these; those that have the compressed alone are rare.
-        tries = [f"{mirror}/{subdir}/repodata.json" for subdir in ("noarch", platform)]
-        said = [sources.answers(f"{url}{suffix}") for url in tries for suffix in ("", ".zst")]
-        if "" in said:
-            return mirror
-        reasons.append(f"{mirror}: {said[0]}")
+        # A channel has one of these at least, and most have the first.
+        for name in ("noarch/repodata.json", "noarch/repodata.json.zst", f"{platform}/repodata.json"):
+            said = sources.answers(f"{mirror}/{name}")
+            if not said:
+                return mirror
+            if "404" not in said:
+                break
+        reasons.append(f"{mirror}: {said}")
     raise BuildError(
         f"no mirror of the channel {channel.name} answers:\n" + "\n".join(reasons), hint=credentials.HINT
     )

@@ -183,7 +183,7 @@ class Conda(Model):
     pip_index: Annotated[
         str | None,
         Field(
-            pattern=r"^https?://[^\s@]+$",
+            pattern=r"^https?://\S+$",
             description="The package index that `pip` is locked from (PEP 503); else uv's settings, PyPI without any.",
         ),
     ] = None

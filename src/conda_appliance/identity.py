@@ -23,12 +23,12 @@ def epoch() -> int:
 def identify(image: ImageDefinition, locked: lock.Lock, path: Path) -> str:
     """The build's id: 12 hexadecimal digits of the hash of all that decides the image's content.
 
-    The definition (but for its checks, its installer and formats' order), the lock, the files it copies, the keys it
-    admits, the playbooks, templates and disc definitions in use, and this program's own code.
+    The definition (but for its checks, its installer, its mirrors and formats' order), the lock, the files it copies,
+    the keys it admits, the playbooks, templates and disc definitions in use, and this program's own code.
     """
     folder = path.resolve().parent
     project = resolve.project(path)
-    decided = image.model_dump(mode="json", exclude={"checks", "installer"})
+    decided = image.model_dump(mode="json", exclude={"checks": True, "installer": True, "conda": {"mirrors"}})
     parts = {
         "definition": decided,
         "epoch": epoch(),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -37,7 +38,7 @@ def certificates() -> Path | None:
 
 def variables() -> dict[str, str]:
     """What a program that asks servers is given beside our environment: our certificates, by all their names."""
-    keep_proxy_secrets()
+    check_proxies()
     found = certificates()
     if found is None:
         return {}
@@ -47,15 +48,35 @@ def variables() -> dict[str, str]:
     return given
 
 
+def check_proxies() -> None:
+    """Raise UsageError for a proxy that cannot be asked, which every tool would tell in another way."""
+    keep_proxy_secrets()
+    for name, given in _proxies():
+        try:
+            parts = urlsplit(given)
+            usable = bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable:
+            raise UsageError(
+                f"{name} is not the URL of a proxy: {redact.text(given)}",
+                hint="write http://proxy.example:3128, with USER:PASSWORD@ before the host if it wants one, "
+                "percent-encoded",
+            )
+
+
 def keep_proxy_secrets() -> None:
     """Have the passwords of proxies taken out of what is told."""
-    for name in PROXY_VARIABLES:
-        for given in (os.environ.get(name), os.environ.get(name.upper())):
-            if given and "@" in given:
-                try:
-                    parts = urlsplit(given if "://" in given else f"http://{given}")
-                except ValueError:
-                    continue
-                user, secret = parts.username or "", parts.password or ""
-                redact.keep(secret, user)
-                redact.keep(unquote(secret), unquote(user))
+    for _name, given in _proxies():
+        found = re.match(r"[^/]*//([^:]*):(.*)@", given)
+        if found:
+            user, secret = found.groups()
+            redact.keep(secret, user)
+            redact.keep(unquote(secret), unquote(user))
+
+
+def _proxies() -> list[tuple[str, str]]:
+    """The variables that name proxies, and their values as URLs."""
+    names = [spelled for name in PROXY_VARIABLES for spelled in (name, name.upper())]
+    given = [(name, os.environ[name]) for name in names if os.environ.get(name)]
+    return [(name, value if "://" in value else f"http://{value}") for name, value in given]

@@ -26,7 +26,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import InvalidWheelFilename, NormalizedName, canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
-from conda_appliance import network, process, redact, resources, sources
+from conda_appliance import credentials, network, process, redact, resources, sources
 from conda_appliance.errors import BuildError, CommandFailed, UsageError
 from conda_appliance.lock import CondaPackage, Wheel
 
@@ -34,6 +34,8 @@ from conda_appliance.lock import CondaPackage, Wheel
 _MANYLINUX = ("2_17", "2_28", *(f"2_{minor}" for minor in range(31, 41)))
 #: Machines by conda's platforms.
 _MACHINES = {"linux-64": "x86_64", "linux-aarch64": "aarch64"}
+#: What uv calls the index that a definition names.
+_INDEX = "appliance"
 #: manylinux by its older names (PEP 600).
 _OLD_NAMES = {"2_5": "manylinux1", "2_12": "manylinux2010", "2_17": "manylinux2014"}
 
@@ -282,8 +284,10 @@ def _ask(
         argv += ["--python-platform", f"{wanted.machine}-manylinux_{known[-1]}"]
         argv += ["--only-binary", ":all:", "--excludes", "excluded.in", "--constraints", "constraints.in"]
         argv += ["--format", "pylock.toml", "--output-file", "pylock.toml"]
-        argv += ["--default-index", index] if index else []
         env = {**network.variables(), "UV_CACHE_DIR": str(resources.cache_root() / "uv")}
+        if index:
+            argv += ["--default-index", f"{_INDEX}={index}"]
+            env |= _credentials(index)
         try:
             process.run(argv, cwd=work, env=env, network=True)
         except CommandFailed as error:
@@ -295,6 +299,23 @@ def _ask(
             ) from None
         locked = tomllib.loads((work / "pylock.toml").read_text("utf-8"))
     return [_best(package, wanted) for package in locked.get("packages", [])]
+
+
+def _credentials(index: str) -> dict[str, str]:
+    """The variables by which uv knows who we are to the index that is called `_INDEX`.
+
+    Source: https://docs.astral.sh/uv/concepts/indexes/#providing-credentials-directly
+    """
+    found = credentials.find(index)
+    if found is None:
+        return {}
+    if found.kind != "BasicHTTP":
+        raise UsageError(
+            f"uv can give the index {index} a user and password, and the host's credentials are a {found.kind}",
+            hint="give the host's as BasicHTTP or in ~/.netrc (docs/how-to/channels.md)",
+        )
+    name = _INDEX.upper()
+    return {f"UV_INDEX_{name}_USERNAME": found.user, f"UV_INDEX_{name}_PASSWORD": found.secret}
 
 
 def _best(package: Mapping[str, Any], wanted: Target) -> Wheel:

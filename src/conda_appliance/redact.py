@@ -22,7 +22,7 @@ _SHORTEST = 4
 
 _PATTERNS = (
     # user:password@ of a URL (RFC 3986, 3.2.1); a name alone, as in ssh://git@host, is none
-    (re.compile(r"(\w://)[^\s/:@]*:[^\s/]*@(?=[^\s@])"), rf"\1{MARK}@"),
+    (re.compile(r"(\w://)[^\s/:@]*:[^\s/]*@"), rf"\1{MARK}@"),
     # conda's token in a path (https://conda.org/learn/ceps/: anaconda-client and conda spell it so)
     (re.compile(r"(\w://[^\s/]+(?:/[^\s/]+)*?/t/)[^\s/]+"), rf"\1{MARK}"),
     (re.compile(r"(?i)(authorization['\"]?[:=]\s*['\"]?(?:basic|bearer|token)\s+)[^\s'\"]+"), rf"\1{MARK}"),

@@ -331,7 +331,7 @@ class _Run:
                 hint="let the service run in an environment of its own",
             )
         locked = lockfiles.read(path, environment.select, PLATFORM)
-        for one in locked.packages:
+        for one in (*locked.packages, *locked.wheels):
             credentials.require_clean(one.url, f"{path}: the URL")
         theirs = [one.filename for one in locked.packages if definition_conda.is_anacondas(one.url)]
         if theirs and "anaconda-tos" not in self.image.conda.accept:

@@ -243,7 +243,7 @@ class _Run:
 
 def _session() -> requests.Session:
     session = requests.Session()
-    network.keep_proxy_secrets()
+    network.check_proxies()
     trusted = network.certificates()
     session.verify = str(trusted) if trusted else True
     session.auth = _authorize

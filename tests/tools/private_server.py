@@ -11,7 +11,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -47,13 +47,15 @@ class PrivateServer:
     #: The header ``Authorization`` that is asked for; or conda's token.
     authorization: str = ""
     token: str = ""
+    #: The same for hosts of their own names: either of both.
+    hosts: dict[str, str] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
     #: Status codes to answer before files, one a request.
     refusals: list[int] = field(default_factory=list)
     #: Break the connection after this many bytes of each package, once per package.
     cut: int = 0
     cut_already: set[str] = field(default_factory=set)
-    #: Where requests for packages are sent on to, instead of being answered.
+    #: Where requests are sent on to, instead of being answered.
     elsewhere: str = ""
 
     def paths(self) -> list[str]:
@@ -67,10 +69,13 @@ def _handler(server: PrivateServer) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             given = self.headers.get("Authorization", "")
             path = unquote(self.path.partition("?")[0])
-            allowed = not server.authorization or given == server.authorization
-            if server.token:
-                allowed = path.startswith(f"/t/{server.token}/")
-                path = path.removeprefix(f"/t/{server.token}")
+            wanted = server.hosts.get(self.headers.get("Host", "").partition(":")[0], "")
+            authorization = wanted if " " in wanted else server.authorization
+            token = wanted if wanted and " " not in wanted else server.token
+            allowed = not authorization or given == authorization
+            if token:
+                allowed = path.startswith(f"/t/{token}/")
+                path = path.removeprefix(f"/t/{token}")
             status, body, extra = self.answer(path, allowed)
             server.asked.append(
                 Asked(
@@ -101,9 +106,12 @@ def _handler(server: PrivateServer) -> type[BaseHTTPRequestHandler]:
                 return server.refusals.pop(0), b"", {}
             if not allowed:
                 return 401, b"", {"WWW-Authenticate": 'Basic realm="channel"'}
-            if server.elsewhere and path.endswith((".conda", ".tar.bz2")):
+            if server.elsewhere:
                 return 302, b"", {"Location": server.elsewhere + path}
             file = server.root / path.lstrip("/")
+            kind = "application/octet-stream"
+            if path.endswith("/"):
+                file, kind = file / "index.html", "text/html"
             if not file.is_file():
                 return 404, b"", {}
             body = file.read_bytes()
@@ -113,7 +121,7 @@ def _handler(server: PrivateServer) -> type[BaseHTTPRequestHandler]:
             if match := re.match(r"bytes=(\d+)-$", self.headers.get("Range", "")):
                 start = int(match[1])
                 return 206, body[start:], {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"}
-            return 200, body, {"ETag": etag}
+            return 200, body, {"ETag": etag, "Content-Type": kind}
 
         def log_message(self, *_: object) -> None:
             pass
@@ -142,7 +150,11 @@ def authority(folder: Path) -> tuple[Path, Path]:
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(own, hashes.SHA256())
     )
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    names = [
+        x509.DNSName("localhost"),
+        x509.DNSName("*.private.test"),
+        x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+    ]
     leaf = (
         build("localhost", "test authority", theirs.public_key())
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
@@ -205,13 +217,13 @@ def proxying(authorization: str, instead: int) -> Iterator[Proxy]:
             proxy.asked.append(self.path)
             self.send_response(200)
             self.end_headers()
-            with socket.create_connection(("127.0.0.1", instead)) as other:
+            self.close_connection = True
+            with suppress(OSError), socket.create_connection(("127.0.0.1", instead)) as other:
                 ends = {self.connection: other, other: self.connection}
                 while True:
                     for one in select.select(list(ends), [], [], 30)[0]:
                         data = one.recv(1 << 16)
                         if not data:
-                            self.close_connection = True
                             return
                         ends[one].sendall(data)
 

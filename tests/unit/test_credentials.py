@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from pydantic import ValidationError
 
-from conda_appliance import credentials, redact
+from conda_appliance import credentials, definition, network, redact
+from conda_appliance.builders import packer
+from conda_appliance.definition import ImageDefinition
+from conda_appliance.definition_conda import Conda
 from conda_appliance.errors import UsageError
 
 SECRET = "s3cret-value"
@@ -203,3 +208,89 @@ def test_standard_output_and_error_let_none_through(
         print(f"out {SECRET}")
         print(f"err {SECRET}", file=sys.stderr)
     assert capsys.readouterr() == ("out …\n", "err …\n")
+
+
+def test_what_packer_starts_is_given_none_and_we_have_them_again_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    secret = {
+        "CONDA_APPLIANCE_AUTH": bearer("host.example"),
+        "https_proxy": "http://us:pw@proxy.example:3128",
+    }
+    for name, value in secret.items():
+        monkeypatch.setenv(name, value)
+    with packer._environment({"PACKER_LOG": "1"}):
+        assert os.environ["PACKER_LOG"] == "1"
+        assert not {*secret} & {*os.environ}
+    assert {name: os.environ[name] for name in secret} == secret
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    ["http://me:s3cret-value@", "http://me:s3cret-value@host:port", "http://:3128", "me:s3cret-value@"],
+)
+def test_a_proxy_that_cannot_be_asked_is_refused_without_telling_its_password(
+    monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    monkeypatch.setattr(redact, "_known", set())
+    monkeypatch.setenv("https_proxy", proxy)
+    with pytest.raises(UsageError, match="https_proxy is not the URL of a proxy") as caught:
+        network.check_proxies()
+    assert SECRET not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "proxy", ["http://proxy.example:3128", "proxy.example:3128", "socks5h://me:pw@proxy.example"]
+)
+def test_a_proxy_that_can_is_not(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("https_proxy", proxy)
+    network.check_proxies()
+
+
+def test_certificates_that_are_not_there_are_refused_by_their_variables_name(
+    monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(home / "none.pem"))
+    with pytest.raises(UsageError, match=r"SSL_CERT_FILE names .*none\.pem"):
+        network.variables()
+
+
+# --- in a definition --------------------------------------------------------------------------------
+
+
+def conda_section(**changed: object) -> Conda:
+    usual = {"channels": ["conda-forge"], "environments": {"base": {"dependencies": ["python"]}}}
+    return Conda.model_validate({**usual, **changed})
+
+
+def test_a_channel_may_be_mirrored_by_its_name_or_url() -> None:
+    for key in ("conda-forge", "https://conda.anaconda.org/conda-forge"):
+        assert conda_section(mirrors={key: ["https://mirror.example/cf"]}).mirrors
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (
+            {"mirrors": {"conda-frge": ["https://mirror.example/cf"]}},
+            "conda-frge, which is none of the channels",
+        ),
+        ({"mirrors": {"conda-forge": ["mirror.example/cf"]}}, "is no URL"),
+        ({"mirrors": {"conda-forge": []}}, "at least 1 item"),
+        ({"mirrors": {"conda-forge": ["https://me:s3cret-value@mirror.example/cf"]}}, "password or token"),
+        ({"channels": ["https://host.example/t/s3cret-value/c"]}, "password or token"),
+        ({"pip_index": "https://me:s3cret-value@host.example/simple"}, "password or token"),
+    ],
+)
+def test_what_would_not_work_or_leak_is_refused(changed: dict[str, object], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        conda_section(**changed)
+
+
+def test_another_mirror_needs_no_new_lock(tmp_path: Path) -> None:
+    path = tmp_path / "box.yaml"
+    image = {"name": "box", "version": "1", "base": {"debian": "trixie"}}
+    mirrors = {"conda-forge": ["https://mirror.example/cf"]}
+    plain = ImageDefinition.model_validate({**image, "conda": conda_section().model_dump()})
+    mirrored = ImageDefinition.model_validate({**image, "conda": conda_section(mirrors=mirrors).model_dump()})
+    assert definition.lock_digest(path, plain) == definition.lock_digest(path, mirrored)

@@ -65,6 +65,18 @@ def test_a_builder_named_for_one_build_decides_the_id_as_one_in_the_definition_d
     assert asked == id_of(own)
 
 
+def test_where_the_bytes_are_taken_from_does_not_decide_the_id(own: Path) -> None:
+    own.write_text(own.read_text().replace("channels: [starter]", "channels: [conda-forge]"))
+    before = id_of(own)
+    own.write_text(
+        own.read_text().replace(
+            "  channels:", "  mirrors: {conda-forge: [https://mirror.example/cf]}\n  channels:"
+        )
+    )
+    assert definition.load_image(own).conda.mirrors
+    assert id_of(own) == before
+
+
 def test_checks_have_a_digest_of_their_own(own: Path) -> None:
     image = definition.load_image(own)
     before, checked = id_of(own), identity.digest_of_checks(image, own)

@@ -5,11 +5,12 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import requests
 
 from conda_appliance import process, sources
 from conda_appliance.errors import BuildError, HashMismatch, LockError
@@ -195,6 +196,40 @@ def test_a_server_that_is_overloaded_is_asked_again(server: Server, cache: Cache
     server.refusals = [503, 429]
     fetch(cache, download(f"{server.url}/a"))
     assert len(server.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"), [("7", 7.0), ("86400", sources.LONGEST_PAUSE), ("soon", 0.0), ("", 0.0)]
+)
+def test_a_server_may_say_when_to_ask_again_within_reason(header: str, seconds: float) -> None:
+    answer = requests.Response()
+    answer.headers["Retry-After"] = header
+    assert sources._asked_pause(answer) == seconds
+
+
+@pytest.mark.parametrize(
+    ("answers", "status"),
+    [([404], "other"), ([503] * 4, "other"), ([403], "other"), ([], "first")],
+)
+def test_a_mirror_that_does_not_give_a_file_is_passed_over(
+    server: Server, cache: Cache, answers: list[int], status: str
+) -> None:
+    server.files["/first/a"] = server.files["/other/a"] = CONTENT
+    server.refusals = answers
+    mirrors = (f"{server.url}/first/a", f"{server.url}/other/a")
+    fetch(cache, replace(download("https://home.invalid/a"), mirrors=mirrors))
+    assert server.asked[-1][0] == f"/{status}/a"
+
+
+def test_a_mirror_with_other_bytes_is_passed_over_and_told_when_there_is_no_better(
+    server: Server, cache: Cache
+) -> None:
+    server.files.update({"/bad/a": b"bad", "/good/a": CONTENT})
+    bad, good = f"{server.url}/bad/a", f"{server.url}/good/a"
+    with pytest.raises(HashMismatch):
+        fetch(cache, replace(download("https://home.invalid/a"), mirrors=(bad,)))
+    fetch(cache, replace(download("https://home.invalid/a"), mirrors=(bad, good)))
+    assert cache.verified(sha256(CONTENT), "a").read_bytes() == CONTENT
 
 
 def test_a_server_that_stays_overloaded_is_named(server: Server, cache: Cache) -> None:
