@@ -8,15 +8,18 @@ PROGRAM = "/usr/bin/appliance-verify"
 
 
 @pytest.fixture(scope="module")
-def verified(host, appliance):
-    """What the machine says of itself, as root. One that has been used may have other packages by now."""
+def verified(host):
+    """What the machine says of its environments and own files, as root.
+
+    To hash the system's files too would take longer than all other checks, where a machine is emulated: dpkg unpacked
+    them a moment ago, and a machine with a timer does it in the last check here.
+    """
     if not host.file(PROGRAM).exists:
         pytest.skip(
             "this image was built before it could verify itself: the packages' records are checked instead"
         )
-    system = "" if appliance.fresh else " --no-system"
     with host.sudo():
-        result = host.run(f"{PROGRAM} --json{system}")
+        result = host.run(f"{PROGRAM} --json --no-system")
     assert result.rc in (0, 1), result.stderr
     return json.loads(result.stdout)
 
@@ -28,10 +31,6 @@ def test_every_file_is_what_was_built(verified):
 def test_what_was_built_is_known_file_by_file(verified, appliance):
     assert verified["environments"] == len(appliance.environments)
     assert verified["files"] > 0
-
-
-def test_the_systems_own_files_are_what_its_packages_brought(verified, fresh):
-    assert verified["system"] in ("checked", "not checked (no dpkg here)")
 
 
 def test_it_checks_itself_as_often_as_the_definition_says(host, fresh):
@@ -46,3 +45,4 @@ def test_it_checks_itself_as_often_as_the_definition_says(host, fresh):
         started = host.run("systemctl start appliance-verify.service")
         journal = host.run("journalctl -o cat -u appliance-verify.service").stdout
     assert started.rc == 0 and "all as built" in journal, journal
+    assert "system checked" in journal, "dpkg's files too"
