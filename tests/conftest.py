@@ -9,16 +9,31 @@ import pytest
 #: Boot tests that make their own machines; the others start from two that are built once in a run.
 ALONE = ("test_boot_discs.py", "test_cloud_image.py", "test_distributions.py", "test_programs.py")
 
+#: Tools tests that share a Debian, which takes a minute to make.
+DEBIAN = (
+    "test_basedisk.py",
+    "test_bill.py",
+    "test_bootable.py",
+    "test_disk.py",
+    "test_ospackages.py",
+    "test_post_link.py",
+    "test_rootfs.py",
+)
+
 
 def _row(nodeid: str) -> str:
     file = nodeid.partition("::")[0]
-    return "boot" if file.startswith("tests/boot/") and not file.endswith(ALONE) else file
+    folder, _, name = file.rpartition("/")
+    if folder == "tests/boot" and name not in ALONE:
+        return "boot"
+    return "debian" if folder == "tests/tools" and name in DEBIAN else file
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest row first, then what boots, then what runs programs."""
-    order = {"boot": 1, "tools": 2, "unit": 3}
-    items.sort(key=lambda item: 0 if _row(item.nodeid) == "boot" else order.get(item.path.parent.name, 4))
+    order = {"boot": 0, "debian": 2}
+    folders = {"boot": 1, "tools": 3, "unit": 4}
+    items.sort(key=lambda item: order.get(_row(item.nodeid), folders.get(item.path.parent.name, 5)))
 
 
 @pytest.hookimpl(optionalhook=True)

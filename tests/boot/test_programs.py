@@ -54,6 +54,7 @@ services:
   - {name: frozen, port: 8005, program: {frozen: {url: made/app}}, command: "{program} frozen 8005"}
 access: {user: admin}
 verify: {timer: daily}
+slim: true
 builder: rootfs
 checks: [test_programs_here.py]
 """
@@ -84,6 +85,13 @@ def test_pythons_own_tools_know_the_wheels(host):
     ask = "from importlib.metadata import version as v; print(v('bottle'), v('served'))"
     listed = run_python(host, ask, python="/opt/conda/bin/python").stdout
     assert listed.split()[1] == "1.0"
+
+
+def test_what_slim_leaves_out_is_not_missed(host):
+    assert host.check_output("LC_ALL=C.UTF-8 locale charmap") == "UTF-8"
+    gone = "/usr/share/i18n/locales/de_DE /usr/share/i18n/charmaps/UTF-8.gz /opt/conda/lib/python3.13/test"
+    assert host.check_output(f"for path in {gone}; do ls -d $path 2>/dev/null || true; done") == ""
+    assert int(host.check_output("ls /usr/share/doc/*/copyright | wc -l")) > 100
 """
 
 
@@ -127,6 +135,7 @@ def test_programs_of_every_kind_answer_on_a_booted_machine(project: Path) -> Non
     result = Path(done.stdout.strip())
     written = manifest.read(result)
     assert written.packages["pip:base"] == 2
+    assert written.slim["base"].saved > 0
     report = ElementTree.parse(result / "report/junit.xml")
     names = [one.get("name", "") for one in report.iter("testcase")]
     assert sum(name.startswith("test_each_says_who_it_is") for name in names) == 5

@@ -1,8 +1,6 @@
 """Real environments without what slim leaves out: smaller, as recorded, and what could be imported still can be."""
 
 import json
-import os
-import re
 import shutil
 import stat
 import subprocess
@@ -12,11 +10,9 @@ from pathlib import Path
 import packages
 import pytest
 import wheels_made
-from debian_made import Debian
 from packages import File, Package
 
 from conda_appliance import (
-    bootstrap,
     build,
     channel,
     conda,
@@ -305,29 +301,3 @@ def test_the_manifest_says_what_was_saved(starter: Path, tmp_path: Path) -> None
     said = build._left_out(job)["base"]
     assert said.parts["docs"] == 7 and set(said.parts) == set(CAREFUL)
     assert said.saved == sum(said.parts.values()) < said.before
-
-
-# --- the Debian base --------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="makes a root file system as root")
-def test_debian_is_without_them_too_and_its_copyrights_stay(debian: Debian, tmp_path: Path) -> None:
-    made = bootstrap.system(
-        debian.section,
-        debian.image.base,
-        debian.files,
-        store=Store(tmp_path / "cache"),
-        progress=lambda _: None,
-        without=CAREFUL,
-    )
-    before, after = trees.listing(debian.system.path, times=False), trees.listing(made.path, times=False)
-    gone = set(before) - set(after)
-    assert {"usr/share/i18n/locales/de_DE", "usr/share/i18n/charmaps/UTF-8.gz"} <= gone
-    assert {path for path in gone if not re.match(r"usr/share/(i18n|info|lintian|bug)/", path)} <= {
-        f"usr/share/{name}" for name in ("info", "lintian", "bug")
-    }
-    assert "usr/share/i18n/SUPPORTED" in after and set(after) <= set(before)
-    copyrights = [path for path in after if re.fullmatch(r"usr/share/doc/[^/]+/copyright", path)]
-    assert len(copyrights) > 100
-    charmap = ["chroot", made.path, "/usr/bin/env", "LC_ALL=C.UTF-8", "locale", "charmap"]
-    assert subprocess.check_output(charmap, text=True).strip() == "UTF-8"
