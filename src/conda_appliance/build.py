@@ -490,14 +490,12 @@ def environments_of(path: Path, locked: lock.Lock, *, offline: bool) -> tuple[Im
 
 
 def _linked(job: builders.Job, step: log.Step) -> layers.Layer:
-    return payload.environment(
+    return payload.of_image(
+        job.image,
         job.lock,
         job.files,
         store=job.store,
         epoch=job.epoch,
-        base=job.image.base,
-        subject=job.image.name,
-        without=job.image.slim,
         progress=step.update,
     )
 

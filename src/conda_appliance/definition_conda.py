@@ -134,6 +134,13 @@ def is_anacondas(channel: str) -> bool:
     )
 
 
+def _texts(value: bool | int | str | tuple[str, ...]) -> tuple[str, ...]:
+    """The texts in a value of ``settings``."""
+    if isinstance(value, tuple):
+        return value
+    return (value,) if isinstance(value, str) else ()
+
+
 def _named(channel: str) -> str:
     """A channel of anaconda.org by its name, whether it was named or its URL was given."""
     return channel.removeprefix("https://conda.anaconda.org/").rstrip("/")
@@ -229,7 +236,10 @@ class Conda(Model):
     @model_validator(mode="after")
     def _without_secrets(self) -> Self:
         mirrors = [url for key, urls in self.mirrors.items() for url in (key, *urls)]
-        for url in (*self.channels, *mirrors, *([self.pip_index] if self.pip_index else [])):
+        made = [one.distribution for one in self.environments.values() if one.distribution is not None]
+        theirs = [url for one in made for url in (one.installer, one.mirror) if url]
+        said = [text for value in self.settings.values() for text in _texts(value)]
+        for url in (*self.channels, *mirrors, *([self.pip_index] if self.pip_index else []), *theirs, *said):
             try:
                 credentials.require_clean(url, "the URL")
             except UsageError as error:
@@ -250,7 +260,13 @@ class Conda(Model):
     def _licensed(self) -> Self:
         if not self.environments:
             raise ValueError("give 'environments', or a 'distribution'")
-        theirs = [channel for channel in self.channels if is_anacondas(channel)]
+        for key in ("channels", "default_channels"):
+            if not isinstance(self.settings.get(key, ()), tuple):
+                raise ValueError(f"settings.{key} is a list")
+        asked = [
+            text for key in ("channels", "default_channels") for text in _texts(self.settings.get(key, ()))
+        ]
+        theirs = [channel for channel in (*self.channels, *asked) if is_anacondas(channel)]
         theirs += [
             f"environments.{name}"
             for name, one in self.environments.items()

@@ -27,7 +27,7 @@ from conda_appliance import (
     trees,
 )
 from conda_appliance.definition_conda import Distribution
-from conda_appliance.errors import BuildError, CommandFailed, UsageError
+from conda_appliance.errors import BuildError, CommandFailed, HashMismatch, UsageError
 from conda_appliance.layers import Layer, Store
 from conda_appliance.lock import CondaPackage, InstallerSection
 
@@ -40,12 +40,12 @@ MINICONDA = "https://repo.anaconda.com/miniconda"
 #: the environment, notes on its own run.
 _LEFT = ("pkgs", "_conda", "_conda.exe", ".installer.info", "install.log", ".nonadmin", "_internal")
 
-#: Runs it in the mounted system, without anything of this host's environment.
-_RUN = """
-exec chroot root env -i HOME=/root LANG=C.UTF-8 TERM=dumb \\
-    PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \\
-    CONDA_OFFLINE=true CONDA_PLUGINS_AUTO_ACCEPT_TOS=yes sh /run/payload/installer.sh -b -p "$1" </dev/null
-"""
+#: What it finds in its environment.
+_VARIABLES = (
+    *("HOME=/root", "LANG=C.UTF-8", "TERM=dumb"),
+    "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    *("CONDA_OFFLINE=true", "CONDA_PLUGINS_AUTO_ACCEPT_TOS=yes"),
+)
 
 
 def locate(
@@ -63,7 +63,12 @@ def locate(
             found = resources.sha256_of(path)
             url_of = path.resolve().as_uri()
             if sha256 and found != sha256:
-                raise UsageError(f"{path} has SHA-256 {found}, and the definition says {sha256}")
+                raise HashMismatch(
+                    str(path),
+                    expected=sha256,
+                    found=found,
+                    hint="correct the definition, or find out who changed it",
+                )
             sha256 = found
         else:
             url_of = url
@@ -82,11 +87,26 @@ def locate(
     return InstallerSection(name=name, version=version, url=url, sha256=sha256, size=size)
 
 
+def _told(url: str) -> dict[str, Any]:
+    """The JSON object at ``url``. Raises BuildError where something else is, such as the page of a proxy."""
+    try:
+        value = json.loads(sources.read_url(url))
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise BuildError(
+            f"{url} is not what it was", hint="look at it with a browser: a proxy may answer instead"
+        )
+    return value
+
+
 def _miniforge(asked: Distribution, progress: Callable[[str], None]) -> tuple[str, str, str]:
     version = asked.version
     if version is None:
         progress("which Miniforge is the newest?")
-        version = str(json.loads(sources.read_url(MINIFORGE_LATEST))["tag_name"])
+        version = str(_told(MINIFORGE_LATEST).get("tag_name") or "")
+        if not version:
+            raise BuildError(f"{MINIFORGE_LATEST} names no release", hint="name one: version: 25.9.1-0")
     url = f"{(asked.mirror or MINIFORGE).rstrip('/')}/{version}/Miniforge3-{version}-Linux-x86_64.sh"
     text = sources.read_url(f"{url}.sha256").decode("ascii", "replace")
     if (match := re.match(r"([0-9a-f]{64})\b", text)) is None:
@@ -97,11 +117,12 @@ def _miniforge(asked: Distribution, progress: Callable[[str], None]) -> tuple[st
 def _miniconda(asked: Distribution, progress: Callable[[str], None]) -> tuple[str, str, str]:
     base = (asked.mirror or MINICONDA).rstrip("/")
     progress("reading Miniconda's list of releases")
-    listed: dict[str, Any] = json.loads(sources.read_url(f"{base}/.files.json"))
     found = {
         match[1]: about
-        for name, about in listed.items()
+        for name, about in _told(f"{base}/.files.json").items()
         if (match := re.fullmatch(r"Miniconda3-(py\d+_\d[\w.-]*)-Linux-x86_64\.sh", name))
+        and isinstance(about, dict)
+        and {"mtime", "sha256"} <= {*about}
     }
     if not found:
         raise BuildError(f"{base}/.files.json names no Miniconda3 for Linux", hint="look at the mirror")
@@ -127,9 +148,10 @@ def tree(
 ) -> Layer:
     """The environment that ``installer`` makes at ``prefix``: from the cache, or made now by running it.
 
-    It runs as root in the root file system ``system``, which is only read, without a network. The same installer gives
-    the same tree: byte code is compiled anew, records and times say nothing of the run, what can be had again is left
-    out, and each file that no record names stands in the environment's own list (`prefix_check.INSTALLED`).
+    It runs in the root file system ``system``, which is only read, without a network and with few of root's rights.
+    The same installer gives the same tree: byte code is compiled anew, records and times say nothing of the run, what
+    can be had again is left out, and each file that no record names stands in the environment's own list
+    (`prefix_check.INSTALLED`).
     Raises BuildError with the installer's words when it fails or leaves no environment.
     """
     parts: layers.Parts = {
@@ -142,9 +164,8 @@ def tree(
     def make(to: Path, work: Path) -> None:
         progress(f"running {section.filename} in the machine's system, for {prefix}")
         made = _run(section, installer, prefix, system(), work, progress)
+        _keep_licences(made)
         for name in _LEFT:
-            if name == "pkgs":
-                _keep_licences(made)
             resources.remove(made / name)
         conda.settle(made, epoch)
         made.rename(to)
@@ -212,7 +233,7 @@ def _run(
     upper = work / "upper"
     try:
         process.run(
-            namespace.isolated(mounted, ["sh", "-euc", _RUN, "sh", prefix], network=False),
+            namespace.entered(mounted, [*_VARIABLES, "sh", "/run/payload/installer.sh", "-b", "-p", prefix]),
             env=variables,
             on_line=hear,
             orphaned=signal.SIGKILL,

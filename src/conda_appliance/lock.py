@@ -78,8 +78,8 @@ class CondaPackage(_Part):
         return self.url.rpartition("/")[2]
 
 
-class Wheel(_Part):
-    """A wheel (PEP 427) that is installed after the conda packages: ``url`` absolute, or a path from the definition."""
+class File(_Part):
+    """A file that is fetched: ``url`` absolute, or a path from the definition; ``size`` in bytes."""
 
     name: str
     version: str
@@ -89,23 +89,16 @@ class Wheel(_Part):
 
     @property
     def filename(self) -> str:
-        """Its file name, which says what it fits."""
+        """Its file name."""
         return unquote(self.url.rpartition("/")[2])
 
 
-class InstallerSection(_Part):
-    """The installer that makes an environment: ``url`` absolute, or a path from the definition; ``size`` in bytes."""
+class Wheel(File):
+    """A wheel (PEP 427) that is installed after the conda packages; its file name says what it fits."""
 
-    name: str
-    version: str = ""
-    url: str
-    sha256: str
-    size: int
 
-    @property
-    def filename(self) -> str:
-        """Its file name; it wants to be called by one that ends in ``.sh``."""
-        return unquote(self.url.rpartition("/")[2])
+class InstallerSection(File):
+    """The installer that makes an environment; ``version`` is empty where the definition names the file."""
 
 
 class EnvironmentSection(_Part):
@@ -179,7 +172,7 @@ class Lock(_Part):
         conda = [p for e in sections if e.installer is None for p in e.packages]
         installers = [e.installer for e in sections if e.installer is not None]
         wheels = [p for e in self.conda.environments.values() for p in e.wheels or ()]
-        everything: list[CondaPackage | Wheel | ProgramSection | InstallerSection] = [
+        everything: list[CondaPackage | File | ProgramSection] = [
             *conda,
             *installers,
             *wheels,

@@ -72,6 +72,28 @@ def environment(
     return slim.layer(whole, prefixes, without, store=store, epoch=epoch, subject=subject, progress=progress)
 
 
+def of_image(
+    definition: ImageDefinition,
+    lock: Lock,
+    archives: Mapping[str, Path],
+    *,
+    store: Store,
+    epoch: int,
+    progress: Callable[[str], None] = lambda _text: None,
+) -> Layer:
+    """`environment` as ``definition`` has it: in its base, without what it leaves out, used by its name."""
+    return environment(
+        lock,
+        archives,
+        store=store,
+        epoch=epoch,
+        base=definition.base,
+        subject=definition.name,
+        without=definition.slim,
+        progress=progress,
+    )
+
+
 def _whole(
     lock: Lock,
     archives: Mapping[str, Path],
@@ -288,16 +310,7 @@ def make(
     cache, which is then set aside so that the next run makes it anew. Raises BuildError as `conda.link` and
     `disc.write` do.
     """
-    linked = environment(
-        lock,
-        archives,
-        store=store,
-        epoch=epoch,
-        base=definition.base,
-        subject=definition.name,
-        without=definition.slim,
-        progress=progress,
-    )
+    linked = of_image(definition, lock, archives, store=store, epoch=epoch, progress=progress)
     layout = resources.find("iso/payload.yaml", project)
     readme = _readme(definition, lock)
     parts: layers.Parts = {

@@ -40,16 +40,7 @@ def make(
     offline conda channel too. Raises as `payload.environment`, `render.payload_units` and `disc.write` do.
     """
     payload.require_finished(lock, "a payload disc")
-    linked = payload.environment(
-        lock,
-        archives,
-        store=store,
-        epoch=epoch,
-        base=definition.base,
-        subject=definition.name,
-        without=definition.slim,
-        progress=progress,
-    )
+    linked = payload.of_image(definition, lock, archives, store=store, epoch=epoch, progress=progress)
     prefix = definition.conda.prefix
     tree = linked.path / prefix.lstrip("/")
     root = work / "root"

@@ -28,12 +28,6 @@ from conda_appliance.lock import CondaPackage, EnvironmentSection
 #: How long a script may take, in seconds.
 TIMEOUT = 600
 
-#: Of root's rights a script keeps those over files: it cannot mount, make devices or leave its root.
-_RIGHTS = "-all,+chown,+dac_override,+fowner,+fsetid"
-
-#: Kernel settings below /proc are this host's: they are only read.
-_ENTER = 'mount -o remount,bind,ro root/proc && exec chroot root "$@"'
-
 
 def run(
     section: EnvironmentSection,
@@ -101,12 +95,11 @@ def _run_one(
         "PYTHONHASHSEED": "0",
     }
     mounted, env = namespace.script(work, lower, upper="upper", system=True)
-    command: list[process.Argument] = ["/usr/bin/setpriv", "--no-new-privs", "--inh-caps=-all"]
-    command += [f"--bounding-set={_RIGHTS}", "/usr/bin/env", "-i", "-C", prefix]
+    command: list[process.Argument] = ["-C", prefix]
     command += [f"{name}={value}" for name, value in variables.items()]
     command += ["bash", f"{prefix}/bin/.{package.name}-post-link.sh"]
     done = process.run(
-        namespace.isolated(mounted, ["sh", "-c", _ENTER, "sh", *command], network=False),
+        namespace.entered(mounted, command),
         env=env,
         timeout=TIMEOUT,
         check=False,

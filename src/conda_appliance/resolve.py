@@ -46,8 +46,8 @@ from conda_appliance.lock import (
     DebianPackage,
     DebianSection,
     EnvironmentSection,
+    File,
     ImageSection,
-    InstallerSection,
     Lock,
     Wheel,
 )
@@ -464,7 +464,7 @@ def fetch(
     )
     folder = path.resolve().parent
     wheels = {one.sha256: one for e in lock.conda.environments.values() for one in e.wheels or ()}
-    others: list[Wheel | InstallerSection] = [*wheels.values(), *installers]
+    others: list[File] = [*wheels.values(), *installers]
     pip_files = tuple(
         sources.Download(
             name=one.filename,

@@ -128,14 +128,12 @@ def delivered(job: builders.Job, home: Path, work: Path, used: dict[str, str]) -
     if not forms:
         return []
     with log.step(f"Pack {job.image.name} as {', '.join(forms)}") as step:
-        linked = payload.environment(
+        linked = payload.of_image(
+            job.image,
             job.lock,
             job.files,
             store=job.store,
             epoch=job.epoch,
-            base=job.image.base,
-            subject=job.image.name,
-            without=job.image.slim,
             progress=step.update,
         )
         used["environment"] = linked.sha256

@@ -78,16 +78,7 @@ def make(
     `payload.environment`, `packed.write` and `disc.write` do.
     """
     payload.require_finished(lock, "a disc that environments run from")
-    linked = payload.environment(
-        lock,
-        archives,
-        store=store,
-        epoch=epoch,
-        base=definition.base,
-        subject=definition.name,
-        without=definition.slim,
-        progress=progress,
-    )
+    linked = payload.of_image(definition, lock, archives, store=store, epoch=epoch, progress=progress)
     places, form = Places.of(definition), definition.disc.userspace
     marks, root = work / "marks", work / "root"
     _mark(marks, lock, linked.path, places, project)

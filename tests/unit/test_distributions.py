@@ -63,6 +63,23 @@ def test_it_may_be_an_environment_of_any_name(tmp_path: Path) -> None:
         ("distribution: {version: 1.0}", "give one of 'name'"),
         ("environments:\n  base: {distribution: {name: miniforge}, pip: [flask]}", "'pip' would change"),
         ("distribution: none", "give 'environments', or a 'distribution'"),
+        (
+            "distribution: {name: miniforge, version: 1.0, mirror: 'https://x/t/abc-def/y'}",
+            "holds a password or token",
+        ),
+        (
+            f"distribution: {{installer: 'https://me:secret@x/M.sh', sha256: {'0' * 64}}}",
+            "holds a password or token",
+        ),
+        (
+            "distribution: miniforge\nsettings: {channel_alias: 'https://me:secret@x'}",
+            "holds a password or token",
+        ),
+        ("distribution: miniforge\nsettings: {channels: conda-forge}", "settings.channels is a list"),
+        (
+            "distribution: miniforge\nsettings: {channels: [defaults]}",
+            "ask organisations of more than 200 people",
+        ),
         ("distribution: {installer: ./gone.sh}", "gone.sh"),
     ],
 )

@@ -134,14 +134,12 @@ def render(job: Job, into: Path) -> BuildTree:
         base = basedisk.make(job.lock, job.image, job.files, store=job.store, progress=step.update)
         step.note("bootstrapped and assembled" if base.made else "unchanged, from the cache")
     with log.step("Payload disc") as step:
-        linked = payload.environment(
+        linked = payload.of_image(
+            job.image,
             job.lock,
             job.files,
             store=job.store,
             epoch=job.epoch,
-            base=job.image.base,
-            subject=job.image.name,
-            without=job.image.slim,
             progress=step.update,
         )
         load = payload.make(

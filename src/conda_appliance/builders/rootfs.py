@@ -128,14 +128,12 @@ def _lower(job: Job, step: log.Step) -> tuple[Layer, Layer]:
             progress=lambda text: tell("system", text),
             without=job.image.slim,
         ),
-        lambda: payload.environment(
+        lambda: payload.of_image(
+            job.image,
             job.lock,
             job.files,
             store=job.store,
             epoch=job.epoch,
-            base=job.image.base,
-            subject=job.image.name,
-            without=job.image.slim,
             progress=lambda text: tell("environment", text),
         ),
     )
