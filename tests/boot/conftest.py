@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -89,6 +90,31 @@ def programs_of(pid: int) -> list[str]:
     return found
 
 
+def link_downloads(cache: Path, *names: str) -> None:
+    """Give a new cache what the one in use has downloaded and compiled, or ``names`` of it, by hard links.
+
+    Another row of tests may be working there: what is not finished is left out, here and in `link_layers`.
+    """
+    used = resources.cache_root()
+    unfinished = shutil.ignore_patterns("*.part", "*.partial", "*.partial.lock")
+    for name in names or ("blobs", "channel"):
+        shutil.copytree(used / name, cache / name, copy_function=os.link, symlinks=True, ignore=unfinished)
+
+
+def link_layers(cache: Path, kinds: str = "*") -> None:
+    """The same for its layers of these kinds (a pattern), with owners and modes as they are."""
+    for layer in sorted((resources.cache_root() / "layers").glob(f"{kinds}/*/layer.json")):
+        kind, key = layer.parts[-3:-1]
+        if not re.fullmatch("[0-9a-f]+", key):
+            continue
+        to = cache / "layers" / kind / key
+        to.parent.mkdir(parents=True, exist_ok=True)
+        for last in (False, False, True):  # its record may be replaced meanwhile: it is being used
+            if not subprocess.run(["cp", "-al", layer.parent, to], check=last).returncode:
+                break
+            resources.remove(to)
+
+
 @pytest.fixture(scope="session")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where this session's results land."""
@@ -121,8 +147,7 @@ def hello_rootfs(out_rootfs: Path, seen: Seen) -> Path:
 @pytest.fixture(scope="session")
 def fresh_cache(hello_rootfs: Path) -> Iterator[Path]:
     """A cache with this session's downloads, by hard links, and nothing that was made of them."""
-    used = resources.cache_root()
-    fresh = used.parent / f"conda-appliance-fresh-{os.getpid()}"
-    shutil.copytree(used / "blobs", fresh / "blobs", copy_function=os.link)
+    fresh = resources.cache_root().parent / f"conda-appliance-fresh-{os.getpid()}"
+    link_downloads(fresh, "blobs")
     yield fresh
     resources.remove(fresh)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.boot.conftest import ROOT, cli, programs_of, start, wait_until
+from tests.boot.conftest import ROOT, cli, link_downloads, link_layers, programs_of, start, wait_until
 
 from conda_appliance import layers, resources
 
@@ -24,11 +24,10 @@ MADE = ("environment", "provisioned")
 @pytest.fixture
 def cache(hello_rootfs: Path) -> Iterator[Path]:
     """A copy, by hard links, of the cache that this session built from, without what is made in seconds."""
-    used = resources.cache_root()
-    copy = used.parent / f"conda-appliance-robust-{os.getpid()}"
-    for name in ("blobs", "channel", "layers/system", "layers/bytecode"):
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["cp", "-al", used / name, copy / name], check=True)
+    copy = resources.cache_root().parent / f"conda-appliance-robust-{os.getpid()}"
+    link_downloads(copy)
+    for kind in ("system", "bytecode"):
+        link_layers(copy, kind)
     yield copy
     resources.remove(copy)
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.boot.conftest import ROOT, cli
+from tests.boot.conftest import ROOT, cli, link_downloads, link_layers
 
 from conda_appliance import layers, lock, resources
 
@@ -17,18 +15,10 @@ from conda_appliance import layers, lock, resources
 @pytest.fixture
 def cache() -> Iterator[Path]:
     """A copy of the cache that this session built from, to break things in: downloads are hard links until then."""
-    used = resources.cache_root()
-    copy = used.parent / f"conda-appliance-test-{os.getpid()}"
-    shutil.copytree(
-        used, copy, copy_function=os.link, symlinks=True, ignore=shutil.ignore_patterns("layers", "*.lock")
-    )
+    copy = resources.cache_root().parent / f"conda-appliance-test-{os.getpid()}"
+    link_downloads(copy)
     yield copy
     resources.remove(copy)
-
-
-def copy_layers(cache: Path) -> None:
-    """Give a copied cache its layers, by hard links: `flip` breaks one of them."""
-    subprocess.run(["cp", "-al", resources.cache_root() / "layers", cache / "layers"], check=True)
 
 
 def flip(path: Path) -> None:
@@ -96,7 +86,7 @@ def test_the_layers_that_a_disk_is_written_from_are_named(
 
 def refused(builder: str, cache: Path, tmp_path: Path, what: str, said: str) -> None:
     """A build from a cache with a flipped byte in ``what`` ends before it is used, and ``said`` says where."""
-    copy_layers(cache)
+    link_layers(cache)
     flipped = list((cache / "layers").glob(what))
     assert flipped
     for path in flipped:
