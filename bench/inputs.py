@@ -69,9 +69,7 @@ class Workspace:
     def prepare(self, cache: sources.Cache) -> None:
         """Lock bench.yaml, fetch what it names, link the environment. What is there already is kept."""
         self.images.mkdir(parents=True, exist_ok=True)
-        channel = self.project / "channel"
-        if not channel.is_symlink():
-            channel.symlink_to(HERE / "channel")
+        self._write_channel()
         stamps = self.images / "stamps"
         _write_stamp(stamps, 0, cache)
         if not (stamps / "noarch/repodata.json").is_file():
@@ -92,6 +90,14 @@ class Workspace:
             resources.remove(self.tree)
             self._link(locked, files)
             self._name_archives(locked, files)
+
+    def _write_channel(self) -> None:
+        """The benchmark's channel: its own recipes, and Python's as the shipped one has it."""
+        channel = self.project / "channel"
+        channel.mkdir(exist_ok=True)
+        for path in (HERE / "channel/channel.yaml", HERE.parent / "channel/python"):
+            if not (channel / path.name).is_symlink():
+                (channel / path.name).symlink_to(path)
 
     def _link(self, locked: lock.Lock, files: Mapping[str, Path]) -> None:
         section = locked.conda.environments["base"]
