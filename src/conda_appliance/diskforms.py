@@ -10,12 +10,13 @@ import os
 import re
 import struct
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from conda_appliance import process
+from conda_appliance import process, qcow2, sparse
 from conda_appliance.errors import BuildError
 
+_SECTOR = 512
 #: The namespace of all ids made here (RFC 4122, version 5).
 _NAMESPACE = uuid.UUID("6f1c7f0a-3f6e-5d0b-9a53-2f6f1d0c7a11")
 
@@ -31,6 +32,8 @@ _QEMU = {
 
 #: The forms that `write` wants a raw disk for.
 FROM_RAW = ("raw.zst", "gce")
+#: The forms that `write_plain` makes of a raw disk: each block as it is, or nothing.
+PLAIN = ("qcow2", "raw", "vhd")
 
 
 def words(form: str, compression: str = "zstd") -> list[str]:
@@ -67,6 +70,24 @@ def write(disk: Path, form: str, to: Path, *, seed: str, epoch: int, compression
         if form in _SETTLE:
             with to.open("r+b") as file:
                 _SETTLE[form](file.fileno(), seed, epoch)
+
+
+def write_plain(pieces: Sequence[sparse.Piece], form: str, to: Path, *, seed: str, epoch: int) -> str:
+    """Write the raw disk that ``pieces`` make up (`sparse.opened`) as a form of `PLAIN`, not compressed.
+
+    Returns its SHA-256. Raises as `sparse.opened` and `write` do.
+    """
+    if form == "qcow2":
+        return qcow2.write(pieces, to)
+    if form == "raw":
+        return sparse.write(pieces, to)
+    # Only the footer of one that is empty is QEMU's: it says how large the disk is.
+    process.run(["qemu-img", "create", "-q", "-f", *_QEMU["vhd"], to, str(pieces[0].path.stat().st_size)])
+    with to.open("r+b") as file:
+        _vhd(file.fileno(), seed, epoch)
+        file.seek(-_SECTOR, os.SEEK_END)
+        footer = file.read()
+    return sparse.write(pieces, to, tail=footer)
 
 
 def _gce(disk: Path, to: Path, epoch: int) -> None:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from conda_appliance import diskforms, formats, layers, ova, process, resources
+from conda_appliance import diskforms, formats, layers, ova, process, qcow2, resources, sparse
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import BuildError
 from conda_appliance.manifest import ArtifactRecord
+from conda_appliance.sparse import Piece
 
 #: What takes longest is begun first, so that nothing large is left for one processor at the end.
 _SLOWEST = ("vmdk", "gce", "raw.zst", "qcow2")
@@ -21,14 +22,6 @@ _SLOWEST = ("vmdk", "gce", "raw.zst", "qcow2")
 _SPARSE = ("raw", "vhd")
 #: What ``qemu-img check`` can read.
 _CHECKED = ("qcow2", "vmdk", "vhdx", "vdi")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Insert:
-    """A file that is written into a disk: ``at`` in bytes from its start."""
-
-    path: Path
-    at: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +49,7 @@ class Exporter:
 
     ``disk`` is in any format that QEMU reads, with its backing files; ``key`` names its content where it is the same
     each time, and ``identity`` the build. ``inserts`` are yet to be written into it; what is around them, whose digest
-    is ``around``, is for qcow2 and raw converted once and kept in ``store``. ``earlier`` finds an artifact of an
+    is ``around``, is for a compressed qcow2 converted once and kept in ``store``. ``earlier`` finds an artifact of an
     earlier result by its `source_of`. ``epoch`` (seconds since 1970) is every time stamp; ``project`` may have
     templates of its own; ``work`` is a folder for what is only needed meanwhile.
     """
@@ -66,7 +59,7 @@ class Exporter:
     format: str = "raw"
     key: str = ""
     identity: str
-    inserts: Sequence[Insert] = ()
+    inserts: Sequence[Piece] = ()
     around: str = ""
     store: layers.Store | None = None
     epoch: int
@@ -122,8 +115,9 @@ class Exporter:
         if not self.key:
             return ""
         if form in ("qcow2", "raw"):
-            return source_of(self.key, form, self.image.disk.compression)
-        code = str(layers.code(diskforms.__file__, ova.__file__))
+            ours = str(layers.code(qcow2.__file__, sparse.__file__))
+            return source_of(self.key, form, self.image.disk.compression, ours)
+        code = str(layers.code(diskforms.__file__, ova.__file__, sparse.__file__))
         if form == "ova":
             text = ova.descriptor(self.image, disk="", size=0, project=self.project)
             return layers.digest_of([source_of(self.key, "vmdk", "", str(self.epoch), code), "ova", text])
@@ -131,11 +125,9 @@ class Exporter:
 
     def _whole(self, forms: Sequence[str]) -> Path:
         """The disk with all that is in it, raw where one of ``forms`` wants that."""
-        if self.inserts and {*forms} - {"qcow2", "raw"}:
+        if self.inserts and {*forms} - {"qcow2", *diskforms.PLAIN}:
             whole = self.work / "disk.raw"
-            layers.copy(self.disk, whole)
-            for insert in self.inserts:
-                _insert(insert, "raw", whole)
+            sparse.write((Piece(path=self.disk, at=0), *self.inserts), whole)
             return whole
         if self.format != "raw" and {*forms} & {*diskforms.FROM_RAW}:
             whole = self.work / "disk.raw"
@@ -145,35 +137,34 @@ class Exporter:
 
     def _made(self, form: str, to: Path, whole: Path) -> Artifact:
         started = time.monotonic()
-        if self.inserts and form in ("qcow2", "raw"):
-            self._around(form, to)
+        compression = self.image.disk.compression
+        seed, digest = self.key or self.identity, ""
+        pieces = (Piece(path=self.disk, at=0), *self.inserts)
+        if self.format == "raw" and form in diskforms.PLAIN and (form != "qcow2" or compression == "none"):
+            digest = diskforms.write_plain(pieces, form, to, seed=seed, epoch=self.epoch)
+        elif self.inserts and form == "qcow2":
+            self._around(to)
         else:
-            diskforms.write(
-                whole,
-                form,
-                to,
-                seed=self.key or self.identity,
-                epoch=self.epoch,
-                compression=self.image.disk.compression,
-            )
-        return artifact(to, form, size=self.image.disk.size, source=self._source(form), started=started)
+            diskforms.write(whole, form, to, seed=seed, epoch=self.epoch, compression=compression)
+        source = self._source(form)
+        return artifact(to, form, size=self.image.disk.size, source=source, started=started, sha256=digest)
 
-    def _around(self, form: str, to: Path) -> None:
-        """A copy of what is around the inserts, from the cache or converted now, and they in it."""
+    def _around(self, to: Path) -> None:
+        """A copy of what is around the inserts as compressed qcow2, from the cache or converted now; they in it."""
         assert self.store is not None
         compression = self.image.disk.compression
         kept = self.store.get(
-            form,
-            {"disk": source_of(self.around, form, compression)},
+            "qcow2",
+            {"disk": source_of(self.around, "qcow2", compression)},
             lambda made, _work: diskforms.write(
-                self.disk, form, made, seed="", epoch=0, compression=compression
+                self.disk, "qcow2", made, seed="", epoch=0, compression=compression
             ),
-            name=f"disk.{form}",
+            name="disk.qcow2",
             quiet=True,
         )
         layers.copy(kept.path, to)
         for insert in self.inserts:
-            _insert(insert, form, to)
+            _insert(insert, to)
 
     def _ova(self, vmdk: Artifact, to: Path) -> Artifact:
         started = time.monotonic()
@@ -181,10 +172,12 @@ class Exporter:
         return artifact(to, "ova", size=self.image.disk.size, source=self._source("ova"), started=started)
 
 
-def artifact(path: Path, form: str, *, size: int, source: str = "", started: float) -> Artifact:
+def artifact(
+    path: Path, form: str, *, size: int, source: str = "", started: float, sha256: str = ""
+) -> Artifact:
     """The file of a form with its record; ``size`` is the machine's disk in bytes, where QEMU does not read it.
 
-    ``started`` is when it was begun, by `time.monotonic`.
+    ``started`` is when it was begun, by `time.monotonic`; ``sha256`` its digest, where that is known already.
 
     Raises BuildError when it is not sound, or no disk of its own.
     """
@@ -205,18 +198,18 @@ def artifact(path: Path, form: str, *, size: int, source: str = "", started: flo
         format=form,
         size=path.stat().st_blocks * 512 if form in _SPARSE else path.stat().st_size,
         virtual_size=size,
-        sha256=resources.sha256_of(path),
+        sha256=sha256 or resources.sha256_of(path),
         source=source,
         seconds=round(time.monotonic() - started, 2),
     )
     return Artifact(path=path, record=record)
 
 
-def _insert(one: Insert, form: str, to: Path) -> None:
-    """Write a file into a disk image that is there; the rest of it stays as it is."""
+def _insert(one: Piece, to: Path) -> None:
+    """Write a file into a qcow2 that is there; the rest of it stays as it is."""
     size = -(-one.path.stat().st_size // 512) * 512
     place = os.fspath(to).replace(",", ",,")
-    target = f"driver=raw,offset={one.at},size={size},file.driver={form},file.file.filename={place}"
+    target = f"driver=raw,offset={one.at},size={size},file.driver=qcow2,file.file.filename={place}"
     process.run(["qemu-img", "convert", "-n", "--target-image-opts", "-f", "raw", one.path, target])
 
 

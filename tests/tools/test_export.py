@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from conda_appliance import export, formats, layers, ova, process
+from conda_appliance import export, formats, layers, ova, process, sparse
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import CommandFailed
 
@@ -246,7 +246,7 @@ def test_the_definition_says_what_the_machine_has() -> None:
 def test_an_insert_lands_in_its_place_and_nothing_else_moves(disk: Path, tmp_path: Path) -> None:
     """What the split layout does with a changed environment, in every form."""
     (tmp_path / "environment").write_bytes(os.urandom(5_000_001))
-    insert = export.Insert(path=tmp_path / "environment", at=16 << 20)
+    insert = sparse.Piece(path=tmp_path / "environment", at=16 << 20)
     wanted = tmp_path / "wanted.raw"
     layers.copy(disk, wanted)
     with wanted.open("r+b") as file:

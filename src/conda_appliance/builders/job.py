@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from conda_appliance import bill, inventory, log, render, resources
+from conda_appliance import bill, inventory, log, payload, render, resources
 from conda_appliance.bill import Bill
 from conda_appliance.definition import ImageDefinition
-from conda_appliance.export import Insert
 from conda_appliance.layers import Layer, Store
 from conda_appliance.lock import Lock
+from conda_appliance.sparse import Piece
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,18 +33,31 @@ class Job:
     epoch: int
     identity: str
     keep_failed: bool = False
+    _linked: list[Layer] = field(default_factory=list, init=False, compare=False, repr=False)
+    _bills: dict[Path, Bill] = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    def linked(self, progress: Callable[[str], None]) -> Layer:
+        """The image's environments (`payload.of_image`), verified at the first call."""
+        if not self._linked:
+            made = payload.of_image(
+                self.image, self.lock, self.files, store=self.store, epoch=self.epoch, progress=progress
+            )
+            self._linked.append(made)
+        return self._linked[0]
 
     def bill(self, linked: Path) -> Bill:
         """What the machine is made of; ``linked`` are its environments as a tree."""
-        return bill.make(
-            self.image,
-            self.lock,
-            self.files,
-            linked,
-            folder=self.folder,
-            store=self.store,
-            epoch=self.epoch,
-        )
+        if linked not in self._bills:
+            self._bills[linked] = bill.make(
+                self.image,
+                self.lock,
+                self.files,
+                linked,
+                folder=self.folder,
+                store=self.store,
+                epoch=self.epoch,
+            )
+        return self._bills[linked]
 
     def inventory(self, linked: Layer, files: Path | None = None) -> str:
         """What `appliance-verify` compares the machine with; ``files`` are the definition's, as they are laid down."""
@@ -82,7 +95,7 @@ class DiskImage:
     format: str
     inputs: Mapping[str, str]
     key: str = ""
-    inserts: tuple[Insert, ...] = ()
+    inserts: tuple[Piece, ...] = ()
     around: str = ""
     scratch: Path | None = None
     memory: int | None = None

@@ -1,0 +1,119 @@
+"""A disk and files laid into it: which blocks are data, as a raw disk and as qcow2 (read by QEMU in tests/tools)."""
+
+import hashlib
+import os
+import struct
+from pathlib import Path
+
+import pytest
+
+from conda_appliance import qcow2, sparse
+from conda_appliance.errors import BuildError
+from conda_appliance.sparse import BLOCK, Piece
+
+SIZE = 64 * BLOCK
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    """Blocks 3 to 5 and the end of block 40 hold data; block 9 holds zeroes that are no hole."""
+    path = tmp_path / "disk.raw"
+    with path.open("wb") as file:
+        file.truncate(SIZE)
+        file.seek(3 * BLOCK)
+        file.write(os.urandom(3 * BLOCK))
+        file.seek(9 * BLOCK)
+        file.write(bytes(BLOCK))
+        file.seek(41 * BLOCK - 1)
+        file.write(b"x")
+    return path
+
+
+def numbers(*pieces: Piece) -> list[int]:
+    with sparse.opened(pieces) as (size, blocks):
+        assert size == SIZE
+        return [block.number for block in blocks]
+
+
+def test_blocks_of_zeroes_are_holes_whether_they_are_or_not(disk: Path) -> None:
+    assert numbers(Piece(path=disk, at=0)) == [3, 4, 5, 40]
+
+
+def test_a_file_lies_where_it_is_laid(disk: Path, tmp_path: Path) -> None:
+    (tmp_path / "more").write_bytes(b"y" * (BLOCK + 1))
+    assert numbers(Piece(path=disk, at=0), Piece(path=tmp_path / "more", at=20 * BLOCK)) == [
+        3,
+        4,
+        5,
+        20,
+        21,
+        40,
+    ]
+
+
+@pytest.mark.parametrize("at", [1, 512, BLOCK - 1])
+def test_a_file_begins_with_a_block(disk: Path, at: int) -> None:
+    with pytest.raises(BuildError, match="not aligned"):
+        numbers(Piece(path=disk, at=0), Piece(path=disk, at=at))
+
+
+def test_a_disk_has_whole_sectors(tmp_path: Path) -> None:
+    (tmp_path / "odd").write_bytes(b"z" * 513)
+    with pytest.raises(BuildError, match="not aligned"):
+        numbers(Piece(path=tmp_path / "odd", at=0))
+
+
+def test_a_raw_disk_is_written_again_with_its_holes_and_its_digest(disk: Path, tmp_path: Path) -> None:
+    (tmp_path / "more").write_bytes(b"y" * (BLOCK + 1))
+    pieces = [Piece(path=disk, at=0), Piece(path=tmp_path / "more", at=20 * BLOCK)]
+    to = tmp_path / "again.raw"
+    digest = sparse.write(pieces, to, tail=b"the end")
+    wanted = bytearray(disk.read_bytes())
+    wanted[20 * BLOCK : 21 * BLOCK + 1] = b"y" * (BLOCK + 1)
+    assert to.read_bytes() == bytes(wanted) + b"the end"
+    assert digest == hashlib.sha256(to.read_bytes()).hexdigest()
+    assert to.stat().st_blocks * 512 <= 8 * BLOCK
+
+
+def test_long_runs_are_written_whole(tmp_path: Path) -> None:
+    path = tmp_path / "full.raw"
+    path.write_bytes(os.urandom(SIZE))
+    for write in (sparse.write, qcow2.write):
+        digest = write([Piece(path=path, at=0)], tmp_path / "again")
+        assert digest == hashlib.sha256((tmp_path / "again").read_bytes()).hexdigest()
+    assert (tmp_path / "again").read_bytes()[-SIZE:] == path.read_bytes()
+
+
+def test_a_qcow2_says_where_each_cluster_is(disk: Path, tmp_path: Path) -> None:
+    to = tmp_path / "disk.qcow2"
+    digest = qcow2.write([Piece(path=disk, at=0)], to)
+    data = to.read_bytes()
+    assert digest == hashlib.sha256(data).hexdigest()
+    assert struct.unpack_from(">4sI", data) == (b"QFI\xfb", 3)
+    assert struct.unpack_from(">Q", data, 24) == (SIZE,)
+    upper = struct.unpack_from(">Q", data, 40)[0]
+    lower = struct.unpack_from(">Q", data, upper)[0] & ~(1 << 63)
+    entries = struct.unpack_from(">64Q", data, lower)
+    assert [number for number, entry in enumerate(entries) if entry] == [3, 4, 5, 40]
+    place = entries[4] & ~(1 << 63)
+    assert data[place : place + BLOCK] == disk.read_bytes()[4 * BLOCK : 5 * BLOCK]
+    assert len(data) % BLOCK == 0
+
+
+def test_every_cluster_of_a_qcow2_is_counted_once(disk: Path, tmp_path: Path) -> None:
+    to = tmp_path / "disk.qcow2"
+    qcow2.write([Piece(path=disk, at=0)], to)
+    data = to.read_bytes()
+    table = struct.unpack_from(">Q", data, 48)[0]
+    block = struct.unpack_from(">Q", data, table)[0]
+    counts = struct.unpack_from(f">{BLOCK // 2}H", data, block)
+    assert sum(counts) == len(data) // BLOCK
+    assert set(counts[: len(data) // BLOCK]) == {1}
+
+
+def test_an_empty_disk_is_a_small_qcow2(tmp_path: Path) -> None:
+    path = tmp_path / "empty.raw"
+    path.touch()
+    os.truncate(path, SIZE)
+    qcow2.write([Piece(path=path, at=0)], tmp_path / "empty.qcow2")
+    assert (tmp_path / "empty.qcow2").stat().st_size == 4 * BLOCK
