@@ -34,7 +34,6 @@ from conda_appliance import (
     machine,
     manifest,
     namespace,
-    payload,
     process,
     programs,
     resolve,
@@ -474,7 +473,7 @@ def bill_of(path: Path, locked: lock.Lock | None, *, offline: bool) -> Bill:
         store = layers.Store(cache.root / LAYERS)
         job = job_for(image, locked, path, "", store, inputs)
         with log.step(f"List what {image.name} is made of") as step:
-            found = job.bill(_linked(job, step).path)
+            found = job.bill(job.linked(step.update).path)
             step.note(f"{len(found.components)} components")
         store.release()
     return found
@@ -486,18 +485,7 @@ def environments_of(path: Path, locked: lock.Lock, *, offline: bool) -> tuple[Im
     with _cache() as cache, log.step("Link what the lock names") as step:
         inputs = resolve.fetch(locked, image, path, cache, offline=offline, progress=step.update)
         store = layers.Store(cache.root / LAYERS)
-        return image, _linked(job_for(image, locked, path, "", store, inputs), step)
-
-
-def _linked(job: builders.Job, step: log.Step) -> layers.Layer:
-    return payload.of_image(
-        job.image,
-        job.lock,
-        job.files,
-        store=job.store,
-        epoch=job.epoch,
-        progress=step.update,
-    )
+        return image, job_for(image, locked, path, "", store, inputs).linked(step.update)
 
 
 def _left_out(job: builders.Job) -> dict[str, manifest.SlimRecord]:
@@ -506,7 +494,7 @@ def _left_out(job: builders.Job) -> dict[str, manifest.SlimRecord]:
         return {}
     with log.step("Sum up what slim left out") as step:
         prefixes = {name: section.prefix for name, section in job.lock.conda.environments.items()}
-        found = slim.read(_linked(job, step).path, prefixes)
+        found = slim.read(job.linked(step.update).path, prefixes)
         step.note("; ".join(f"{name}: {savings.text()}" for name, savings in found.items()))
     return {
         name: manifest.SlimRecord(
@@ -521,7 +509,7 @@ def _left_out(job: builders.Job) -> dict[str, manifest.SlimRecord]:
 def _write_bills(job: builders.Job, folder: Path) -> None:
     """What the result is made of, in both formats, beside it."""
     with log.step("List what it is made of") as step:
-        found = job.bill(_linked(job, step).path)
+        found = job.bill(job.linked(step.update).path)
         resources.write(folder / f"{job.image.name}.cdx.json", cyclonedx.write(found))
         resources.write(folder / f"{job.image.name}.spdx.json", spdx.write(found))
         step.note(f"{len(found.components)} components")

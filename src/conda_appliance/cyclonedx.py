@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from datetime import UTC, datetime
 from typing import Any
 
 import conda_appliance
+from conda_appliance import resources
 from conda_appliance.bill import Bill, Component, expression
 
 _TYPES = {"deb": "library", "conda": "library", "pypi": "library", "program": "application", "file": "file"}
@@ -44,7 +44,7 @@ def write(bill: Bill) -> str:
         "dependencies": [{"ref": root, "dependsOn": [one.ref for one in bill.components]}],
         "compositions": [{"aggregate": "complete" if bill.whole else "incomplete", "assemblies": [root]}],
     }
-    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    return resources.json_text(value)
 
 
 def _component(one: Component) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from conda_appliance import namespace, packed, process, render, resources
+from conda_appliance import ext4script, namespace, overlay, packed, process, render, resources
 from conda_appliance.errors import BuildError, CommandFailed, UsageError
 from conda_appliance.trees import extents
 
@@ -54,7 +54,7 @@ GRUB = Path("/usr/lib/grub")
 
 #: The first mke2fs whose result follows from its input alone (SOURCE_DATE_EPOCH, sorted folders): e2fsprogs 1.47.1.
 REPRODUCIBLE = (1, 47, 1)
-#: Left out for boot loaders: GRUB 2.06 reads neither. Checksums come when all is written (`_root`).
+#: Left out for boot loaders: GRUB 2.06 reads neither. Checksums come when all is written (`finish`).
 _FEATURES = "^metadata_csum_seed,^orphan_file,^metadata_csum"
 
 #: The boot loaders' files (`loaders`).
@@ -77,6 +77,7 @@ def tools() -> tuple[str, ...]:
         *namespace.tools(),
         "sfdisk",
         "mke2fs",
+        "debugfs",
         "e2fsck",
         "tune2fs",
         "mkfs.vfat",
@@ -111,14 +112,66 @@ def write(
     others follow; ``epoch`` (seconds since 1970) its time stamps; ``taken`` the bytes that the trees take; ``slot`` the
     bytes of each of two empty partitions for environments, or 0 for none. Raises UsageError when the trees do not fit.
     """
+    require_room(size, taken + plan(size, slot)[-1].start * SECTOR)
+    begin(to, trees, size=size, identity=identity, epoch=epoch, work=work, slot=slot)
+    finish(to, trees, epoch=epoch, boot=boot, slot=slot)
+
+
+def begin(
+    to: Path, trees: Sequence[Path], *, size: int, identity: str, epoch: int, work: Path, slot: int = 0
+) -> None:
+    """Write a disk that more is to be added to (`add`) before it is finished (`finish`); as `write` has it."""
     partitions = plan(size, slot)
-    root = partitions[-1]
-    require_room(size, taken + root.start * SECTOR)
     with to.open("wb") as file:
         file.truncate(size)
     partition(to, partitions, identity)
-    _root(to, trees, root, size=size, identity=identity, epoch=epoch, work=work)
+    _root(to, trees, partitions[-1], size=size, identity=identity, epoch=epoch, work=work)
+
+
+def finish(to: Path, trees: Sequence[Path], *, epoch: int, boot: Path, slot: int = 0) -> None:
+    """Make what `begin` and `add` wrote sound and bootable; ``trees`` are what it holds.
+
+    Files came in without checksums, since mke2fs and debugfs would read and sum up a whole folder for each name that
+    they add. They come now, when e2fsck has found all sound and has given large folders their index.
+    """
+    tools, place = E2fsprogs.choose(trees, epoch), _place(to, slot)
+    for step in (("e2fsck", "-f", "-D", "-p"), ("tune2fs", "-O", "metadata_csum")):
+        process.run([*tools.command(step[0]), *step[1:], place], cwd=to.parent, env=tools.settings)
     _install(boot, to)
+
+
+def add(
+    to: Path, trees: Sequence[Path], found: overlay.Additions, *, epoch: int, work: Path, slot: int = 0
+) -> None:
+    """Add ``found`` to a root file system that `begin` wrote and that holds the rest of ``trees``.
+
+    Their times are ``epoch`` unless they say otherwise. Raises UsageError when they do not fit, and CannotAdd as
+    `ext4script.text` does, before anything is added.
+    """
+    tools, size = E2fsprogs.choose(trees, epoch), to.stat().st_size
+    script = work / "debugfs"
+    text = ext4script.text(trees, found, epoch=epoch, work=work / "added")
+    script.write_text(text, encoding="utf-8", errors="surrogateescape")
+    command = [*tools.command("debugfs"), "-w", "-f", script.absolute(), _place(to, slot)]
+    with (work / "debugfs.log").open("wb") as log:  # every command, and the number of each inode
+        said = process.run_to(command, log, cwd=to.parent, env=tools.settings)
+    # It goes on after an error, and ends with 0. Its first line there is its version.
+    if said := "\n".join(said.splitlines()[1:]):
+        _refuse_full(said, size)
+        raise BuildError(f"debugfs could not add everything to the file system:\n{said[:2000]}")
+
+
+def _place(raw: Path, slot: int) -> str:
+    """The root file system of a disk, as e2fsprogs name it from its folder, whose path may have a ``?``."""
+    return f"{raw.name}?offset={plan(raw.stat().st_size, slot)[-1].start * SECTOR}"
+
+
+def _refuse_full(said: str, size: int) -> None:
+    if "Could not allocate" in said or "No free space" in said:
+        raise UsageError(
+            f"disk.size is {resources.size_text(size)}, and what goes on it does not fit",
+            hint="make disk.size larger",
+        ) from None
 
 
 def plan(size: int, slot: int = 0) -> tuple[Partition, ...]:
@@ -168,11 +221,7 @@ def partition(raw: Path, partitions: Sequence[Partition], identity: str) -> None
 def _root(
     raw: Path, trees: Sequence[Path], root: Partition, *, size: int, identity: str, epoch: int, work: Path
 ) -> None:
-    """Write the trees, laid over each other, as ext4 into the root partition of ``raw``.
-
-    mke2fs reads and sums up a whole folder for each name that it adds, so checksums come at the end, when e2fsck has
-    found all sound and has given large folders their index, which mke2fs does not.
-    """
+    """Write the trees, laid over each other, as ext4 into the root partition of ``raw``."""
     mounted, variables = namespace.script(work, trees)
     tools = E2fsprogs.choose(trees, epoch)
     command: list[process.Argument] = [
@@ -188,15 +237,8 @@ def _root(
             orphaned=signal.SIGKILL,
         )
     except CommandFailed as error:
-        if "Could not allocate" in error.output or "No free space" in error.output:
-            raise UsageError(
-                f"disk.size is {resources.size_text(size)}, and what goes on it does not fit",
-                hint="make disk.size larger",
-            ) from None
+        _refuse_full(error.output, size)
         raise
-    place = f"{raw.name}?offset={root.start * SECTOR}"  # named from its folder, whose path may have a ?
-    for step in (("e2fsck", "-f", "-D", "-p"), ("tune2fs", "-O", "metadata_csum")):
-        process.run([*tools.command(step[0]), *step[1:], place], cwd=raw.parent, env=tools.settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,13 +293,17 @@ class E2fsprogs:
 # --- environments in a partition of their own --------------------------------------------------------
 
 
-def environment(to: Path, trees: Sequence[Path], prefix: str, *, slot: int, epoch: int, work: Path) -> None:
+def environment(
+    to: Path, trees: Sequence[Path], prefix: str, *, compression: str, slot: int, epoch: int, work: Path
+) -> None:
     """Write the folder ``prefix`` of ``trees`` (the uppermost first) as a squashfs file that is mounted there.
 
-    lz4: what it costs to write and to read is least, of erofs and squashfs with what Debian 12's tools and kernel
-    know. Raises UsageError when it is larger than ``slot`` bytes.
+    With the compression ``none`` it is as large as its files are, and written in a third of the time; else lz4: what
+    that costs to write and to read is least, of erofs and squashfs with what Debian 12's tools and kernel know. Raises
+    UsageError when it is larger than ``slot`` bytes.
     """
-    packed.write(to, trees, prefix, form="squashfs", compression="lz4", epoch=epoch, work=work)
+    packing: packed.Compression = "none" if compression == "none" else "lz4"
+    packed.write(to, trees, prefix, form="squashfs", compression=packing, epoch=epoch, work=work)
     if to.stat().st_size > slot:
         raise UsageError(
             f"disk.slot is {resources.size_text(slot)}, and the environments take "

@@ -99,7 +99,7 @@ def _environment(linked: Layer, prefix: str, prefixes: list[str]) -> Iterator[tu
     for path, about in linked.listing().items():
         if not path.startswith(f"{inside}/") or path.startswith(others):
             continue
-        place = linked.path / path
+        place = f"{linked.path}/{path}"
         kind, mode = about.split(" ", 2)[:2]
         if (
             path.removeprefix(f"{inside}/") in _ADDED
@@ -112,7 +112,7 @@ def _environment(linked: Layer, prefix: str, prefixes: list[str]) -> Iterator[tu
             digest = re.search(r" sha256:([0-9a-f]{64})", about)
             yield (
                 f"/{path}",
-                f"file {int(mode, 8):o} 0:0 {digest[1] if digest else resources.sha256_of(place)}",
+                f"file {int(mode, 8):o} 0:0 {digest[1] if digest else resources.sha256_of(Path(place))}",
             )
         elif kind == "folder":
             yield f"/{path}", f"folder {int(mode, 8):o} 0:0"
@@ -133,7 +133,7 @@ def _files(files: Path, prefixes: list[str]) -> Iterator[tuple[str, str]]:
             yield f"/{path}", "folder"
 
 
-def _target(link: Path) -> str:
+def _target(link: str | Path) -> str:
     return os.readlink(link)  # noqa: PTH115 (pathlib would tidy ./ and // away)
 
 

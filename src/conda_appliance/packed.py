@@ -14,12 +14,17 @@ from conda_appliance import namespace, process
 
 #: What can be written; a kernel mounts it by this name.
 Form = Literal["squashfs", "erofs"]
-#: How a squashfs is compressed: lz4 costs a processor least, zstd leaves a quarter less to be read
+#: How a squashfs is compressed: of what does, lz4 costs a processor least, zstd leaves a quarter less to be read
 #: (docs/explanation/discs.md).
-Compression = Literal["lz4", "zstd"]
+Compression = Literal["none", "lz4", "zstd"]
 
-#: Words of mksquashfs. Level 15, its default for zstd, takes twenty times as long for an eighth less.
-_SQUASHFS = {"lz4": ("-comp", "lz4"), "zstd": ("-comp", "zstd", "-Xcompression-level", "3")}
+#: Words of mksquashfs. Level 15, its default for zstd, takes twenty times as long for an eighth less. To look for files
+#: that are the same takes longer than to write them.
+_SQUASHFS = {
+    "none": ("-comp", "lz4", "-noI", "-noId", "-noD", "-noF", "-noX", "-no-duplicates", "-no-fragments"),
+    "lz4": ("-comp", "lz4"),
+    "zstd": ("-comp", "zstd", "-Xcompression-level", "3"),
+}
 #: Words of mkfs.erofs 1.5, which knows no zstd.
 _EROFS = ("-z", "lz4hc,9", "-C", "65536")
 

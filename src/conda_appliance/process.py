@@ -220,13 +220,22 @@ def run(
     )
 
 
-def run_to(argv: Sequence[Argument], file: IO[bytes]) -> None:
-    """Run a program whose standard output, as bytes, is ``file``'s. Raises as `run` does."""
+def run_to(
+    argv: Sequence[Argument],
+    file: IO[bytes],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> str:
+    """Run a program whose standard output, as bytes, is ``file``'s; returns what it said on its standard error.
+
+    ``cwd`` and ``env`` are as `run` has them. Raises as `run` does.
+    """
     command = [find(os.fspath(argv[0])), *(os.fspath(word) for word in argv[1:])]
     with _started(
         command,
-        cwd=None,
-        env=environment(),
+        cwd=cwd,
+        env=environment(env),
         stdin=subprocess.DEVNULL,
         stdout=file,
         stderr=subprocess.PIPE,
@@ -234,6 +243,7 @@ def run_to(argv: Sequence[Argument], file: IO[bytes]) -> None:
         _, raw = child.communicate()
     if child.returncode != 0:
         raise _failed(command, child.returncode, _text(raw))
+    return _text(raw)
 
 
 def _failed(command: Sequence[str], status: int, output: str, hint: str = "") -> CommandFailed:

@@ -18,7 +18,6 @@ from conda_appliance import (
     layers,
     log,
     ospackages,
-    payload,
     plain,
     process,
     resources,
@@ -128,14 +127,7 @@ def delivered(job: builders.Job, home: Path, work: Path, used: dict[str, str]) -
     if not forms:
         return []
     with log.step(f"Pack {job.image.name} as {', '.join(forms)}") as step:
-        linked = payload.of_image(
-            job.image,
-            job.lock,
-            job.files,
-            store=job.store,
-            epoch=job.epoch,
-            progress=step.update,
-        )
+        linked = job.linked(step.update)
         used["environment"] = linked.sha256
         shipment = Shipment(
             image=job.image,

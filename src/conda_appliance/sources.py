@@ -71,13 +71,16 @@ class Cache:
         return self.blob(sha256).is_file()
 
     def verified(self, sha256: str, name: str) -> Path:
-        """The file, after its bytes were hashed.
+        """The file, after its bytes were hashed, or were hashed before and the file system says they are the same.
 
         Raises HashMismatch naming ``name`` when they are not what the hash says; the bad file is set
         aside, so that the next fetch brings it anew. Raises LockError when there is no such file.
         """
         path = self.blob(sha256)
         try:
+            seen = _seen(path)
+            if _read(path.with_suffix(_SEEN)) == seen:
+                return path
             found = resources.sha256_of(path)
         except FileNotFoundError:
             raise LockError(f"{name} is not in the cache", hint="conda-appliance fetch FILE") from None
@@ -90,7 +93,25 @@ class Cache:
                 found=found,
                 hint=f"it was set aside as {aside}; run the same command again to fetch it anew",
             )
+        resources.write(path.with_suffix(_SEEN), seen)
         return path
+
+
+#: Beside a file that was hashed: what the file system said of it then.
+_SEEN = ".seen"
+
+
+def _seen(path: Path) -> str:
+    """What changes when a file is written, replaced or renamed, whatever its time is set to (`trees.seen`)."""
+    about = path.stat()
+    return f"{about.st_dev} {about.st_ino} {about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}\n"
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except OSError:
+        return ""
 
 
 def fetch(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from datetime import UTC, datetime
 from typing import Any
 
 import conda_appliance
+from conda_appliance import resources
 from conda_appliance.bill import Bill, Component, expression
 
 
@@ -58,7 +58,7 @@ def write(bill: Bill) -> str:
             for one in bill.components
         ],
     }
-    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    return resources.json_text(value)
 
 
 def _package(one: Component, others: dict[str, str]) -> dict[str, Any]:

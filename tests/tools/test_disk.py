@@ -16,9 +16,10 @@ import pytest
 from debian_made import Debian
 from inside import Inside
 
-from conda_appliance import disk, layers, process, resources
+from conda_appliance import disk, layers, overlay, process, resources
 from conda_appliance.disk import BIOS_START, ESP_START, MIB, ROOT_START, SECTOR
 from conda_appliance.errors import UsageError
+from conda_appliance.trees import listing
 
 IDENTITY = "6f1cde62-2b5a-4d0c-9a55-3c2a9b0e9d11"
 EPOCH = 1_700_000_000
@@ -27,7 +28,18 @@ SIZE = 256 * MIB
 CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")
 
 #: What mke2fs is made of on the machine.
-MKE2FS = ("ld-linux-x86-64*", "libc.so*", "libext2fs*", "libcom_err*", "libblkid*", "libuuid*", "libe2p*")
+MKE2FS = (
+    *(
+        "ld-linux-x86-64*",
+        "libc.so*",
+        "libext2fs*",
+        "libcom_err*",
+        "libblkid*",
+        "libuuid*",
+        "libe2p*",
+        "libss*",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +92,7 @@ def trees(debian: Debian, tmp_path_factory: pytest.TempPathFactory) -> list[Path
     (lower / "usr/lib64").mkdir()
     (lower / "usr/lib/x86_64-linux-gnu").mkdir(parents=True)
     system = debian.system.path
-    for name in ("mke2fs", "e2fsck", "tune2fs"):
+    for name in ("mke2fs", "debugfs", "e2fsck", "tune2fs"):
         shutil.copy2(system / "usr/sbin" / name, lower / "usr/sbin")
     shutil.copy2(system / "etc/mke2fs.conf", lower / "etc")
     for pattern in MKE2FS:
@@ -190,6 +202,82 @@ def test_what_an_upper_tree_deleted_is_not_there(trees: list[Path], tmp_path: Pa
     process.run(["e2fsck", "-fn", made.file_system])
 
 
+# --- what is added to what is there ------------------------------------------------------------------
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Path:
+    """A tree as packages leave it: plain modes, links, a second name of a file, a folder of many names."""
+    made = tmp_path / "environment"
+    (made / "opt/conda/lib").mkdir(parents=True)
+    for number in range(400):
+        (made / f"opt/conda/lib/a-name-that-takes-some-room-{number}").write_text(f"{number}\n" * number)
+    (made / 'opt/conda/lib/a "name" with a space').write_text("quoted\n")
+    (made / "opt/conda/lib/large").write_bytes(os.urandom(3 * MIB))
+    (made / "opt/conda/lib/other").hardlink_to(made / "opt/conda/lib/large")
+    (made / "opt/conda/tool").write_text("#!/bin/sh\n")
+    (made / "opt/conda/tool").chmod(0o755)
+    (made / "opt/conda/tool3").symlink_to("tool")
+    (made / "etc").mkdir()
+    (made / "etc/shared").write_text("of the environment\n")
+    for path in [made, *made.rglob("*")]:
+        os.utime(path, (EPOCH, EPOCH), follow_symlinks=False)
+    return made
+
+
+def added(to: Path, trees: list[Path], held: set[int]) -> Written:
+    """The disk that is written from the trees ``held`` first, and then gets the others."""
+    work = to.with_suffix(".work")
+    work.mkdir()
+    disk.loaders(work / "boot", identity=IDENTITY, epoch=EPOCH)
+    below = [tree for number, tree in enumerate(trees) if number in held]
+    disk.begin(to, below, size=SIZE, identity=IDENTITY, epoch=EPOCH, work=work)
+    disk.add(to, trees, overlay.additions(trees, frozenset(held)), epoch=EPOCH, work=work)
+    disk.finish(to, trees, epoch=EPOCH, boot=work / "boot")
+    resources.remove(work)
+    return Written(to)
+
+
+def test_a_disk_that_is_added_to_holds_what_one_holds_that_is_written_at_once(
+    trees: list[Path], environment: Path, tmp_path: Path
+) -> None:
+    stack = [trees[0], environment, trees[1]]
+    once, twice = write(tmp_path / "once.raw", stack), added(tmp_path / "twice.raw", stack, {0, 2})
+    process.run(["e2fsck", "-fn", twice.file_system])
+    found = []
+    for made, name in ((once, "once"), (twice, "twice")):
+        folder = tmp_path / name
+        folder.mkdir()
+        made.debugfs(f"rdump / {folder}")
+        found.append(listing(folder, times=False))
+    assert found[0] == found[1]
+    assert "Links: 2" in twice.debugfs("stat /opt/conda/lib/large")
+    assert twice.read("/etc/shared") == "of upper: 1, new\n"
+    assert "Flags: 0x81000" in twice.debugfs("stat /opt/conda/lib"), "an index"
+
+
+def test_what_is_added_replaces_what_is_there(trees: list[Path], environment: Path, tmp_path: Path) -> None:
+    made = added(tmp_path / "disk.raw", [environment, *trees], {1, 2})
+    assert made.read("/etc/shared") == "of the environment\n"
+    process.run(["e2fsck", "-fn", made.file_system])
+
+
+def test_what_is_added_gives_the_same_bytes(trees: list[Path], environment: Path, tmp_path: Path) -> None:
+    stack = [environment, *trees]
+    first = resources.sha256_of(added(tmp_path / "one.raw", stack, {1, 2}).raw)
+    process.run(["cp", "-a", environment, tmp_path / "copy"])
+    stack[0] = tmp_path / "copy"
+    assert resources.sha256_of(added(tmp_path / "two.raw", stack, {1, 2}).raw) == first
+
+
+def test_what_does_not_fit_beside_what_is_there_is_refused(trees: list[Path], tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "large").write_bytes(os.urandom(240 * MIB))
+    with pytest.raises(UsageError, match=r"disk\.size is 256\.0 MiB, and what goes on it does not fit"):
+        added(tmp_path / "disk.raw", [tree, *trees], {1, 2})
+
+
 # --- the same bytes ---------------------------------------------------------------------------------
 
 
@@ -225,7 +313,7 @@ def test_another_identity_gives_other_uuids_everywhere(
 
 def test_the_machines_own_mke2fs_writes_it(trees: list[Path]) -> None:
     tools = disk.E2fsprogs.choose(trees, EPOCH)
-    for name in ("mke2fs", "e2fsck", "tune2fs"):
+    for name in ("mke2fs", "debugfs", "e2fsck", "tune2fs"):
         assert trees[1] / "usr/sbin" / name in tools.command(name)
     assert tools.settings["MKE2FS_CONFIG"] == str(trees[1] / "etc/mke2fs.conf")
     assert tools.settings["SOURCE_DATE_EPOCH"] == str(EPOCH)

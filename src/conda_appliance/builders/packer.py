@@ -134,14 +134,7 @@ def render(job: Job, into: Path) -> BuildTree:
         base = basedisk.make(job.lock, job.image, job.files, store=job.store, progress=step.update)
         step.note("bootstrapped and assembled" if base.made else "unchanged, from the cache")
     with log.step("Payload disc") as step:
-        linked = payload.of_image(
-            job.image,
-            job.lock,
-            job.files,
-            store=job.store,
-            epoch=job.epoch,
-            progress=step.update,
-        )
+        linked = job.linked(step.update)
         load = payload.make(
             job.image,
             job.lock,

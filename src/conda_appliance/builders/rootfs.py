@@ -23,7 +23,6 @@ from conda_appliance import (
     layers,
     log,
     namespace,
-    payload,
     process,
     resources,
     trees,
@@ -128,14 +127,7 @@ def _lower(job: Job, step: log.Step) -> tuple[Layer, Layer]:
             progress=lambda text: tell("system", text),
             without=job.image.slim,
         ),
-        lambda: payload.of_image(
-            job.image,
-            job.lock,
-            job.files,
-            store=job.store,
-            epoch=job.epoch,
-            progress=lambda text: tell("environment", text),
-        ),
+        lambda: job.linked(lambda text: tell("environment", text)),
     )
     return system, linked
 

@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ from conda_appliance import (
     bootstrap,
     cyclonedx,
     disk,
+    ext4script,
     inventory,
     layers,
     log,
     namespace,
+    overlay,
     packed,
     process,
     resources,
@@ -27,9 +29,9 @@ from conda_appliance import (
 )
 from conda_appliance import render as rendering
 from conda_appliance.builders.job import DiskImage, Job
-from conda_appliance.export import Insert
 from conda_appliance.layers import Layer
 from conda_appliance.render import BuildTree
+from conda_appliance.sparse import Piece
 
 #: What names a build on the machine, as paths from its root.
 FACTS, LOCK = "etc/conda-appliance/appliance.json", "etc/conda-appliance/appliance.lock"
@@ -87,32 +89,35 @@ class Parts:
     def _inventory(self) -> str:
         return self.job.inventory(self.linked, self.tree.folder / "files")
 
+    @cached_property
+    def _sbom(self) -> str:
+        return cyclonedx.write(self.job.bill(self.linked.path))
+
     def stamp(self) -> dict[str, str]:
         """What names this very build on the machine: the playbook writes the same, perhaps for another one."""
         job = self.job
         return {
             FACTS: rendering.appliance_facts(job.image, job.lock, job.identity),
             LOCK: job.lock_text,
-            bill.PLACE: cyclonedx.write(job.bill(self.linked.path)),
+            bill.PLACE: self._sbom,
             inventory.PLACE: self._inventory,
         }
 
     def described(self) -> dict[str, Any]:
         """What decides a disk beside the trees on it."""
-        assert self.job.lock.debian is not None
         return {
             "disk": json.dumps(
                 self.job.image.disk.model_dump(mode="json", exclude={"compression"}), sort_keys=True
             ),
-            "identity": bootstrap.identity_of(self.job.lock.debian),
+            "identity": self.identity,
             "epoch": str(self.job.epoch),
             "grub": disk.loader_parts(),
-            "code": layers.code(__file__, disk.__file__),
+            "code": layers.code(__file__, *(str(one.__file__) for one in (disk, overlay, ext4script))),
         }
 
     def stack(self, top: Path, work: Path) -> list[Path]:
         """The whole machine as trees, the uppermost first: ``top``, the definition's files, the layers."""
-        return self._with_files([top, *self.changed(), self.linked.path, self.system.path], work)
+        return self.with_files([top, *self.changed(), self.linked.path, self.system.path], work)
 
     def decided(self) -> dict[str, Any]:
         """What decides the trees of `stack`, where ``top`` is what `write_stamp` writes."""
@@ -126,52 +131,45 @@ class Parts:
         """Write what names this build into the folder ``to``."""
         return _write(self.stamp(), {}, to, self.job.epoch)
 
-    def _with_files(self, stack: list[Path], work: Path) -> list[Path]:
+    def with_files(self, stack: list[Path], work: Path) -> list[Path]:
         """``stack`` with the definition's files below its first folder, if the playbook has not laid them down."""
         if len(self.files()) <= 1:
             return stack
         laid = _lay_files(self.tree.folder / "files", stack[1:], work / "files", self.job.epoch)
         return [stack[0], laid, *stack[1:]]
 
-    def write(self, to: Path, stack: list[Path], work: Path, step: log.Step) -> None:
-        """Write the disk whose root holds ``stack``, the uppermost first, and the definition's files over it."""
+    @property
+    def identity(self) -> str:
+        """The root file system's UUID."""
         assert self.job.lock.debian is not None
-        stack = self._with_files(stack, work)
-        step.update("writing the file system")
-        image, identity, epoch = self.job.image, bootstrap.identity_of(self.job.lock.debian), self.job.epoch
-        boot = self.job.store.get(
+        return bootstrap.identity_of(self.job.lock.debian)
+
+    def loaders(self) -> Path:
+        """The boot loaders for a disk of this identity."""
+        identity, epoch = self.identity, self.job.epoch
+        decided: layers.Parts = {
+            "identity": identity,
+            "epoch": str(epoch),
+            "grub": disk.loader_parts(),
+            "code": layers.code(disk.__file__),
+        }
+        return self.job.store.get(
             "loaders",
-            {
-                "identity": identity,
-                "epoch": str(epoch),
-                "grub": disk.loader_parts(),
-                "code": layers.code(disk.__file__),
-            },
+            decided,
             lambda to, _work: disk.loaders(to, identity=identity, epoch=epoch),
             quiet=True,
-        )
-        disk.write(
-            to,
-            stack,
-            size=image.disk.size,
-            slot=image.disk.slot if image.disk.layout == "split" else 0,
-            identity=identity,
-            epoch=epoch,
-            work=work,
-            taken=self.size(),
-            boot=boot.path,
-        )
+        ).path
 
 
 def plain(parts: Parts, step: log.Step) -> DiskImage:
     """Everything in one root file system.
 
-    The disk is not kept: it is sooner made than read from a cache. It is written to memory where there is room, which
-    takes half the time that a file takes.
+    What environments and builds have in common is written once: the environments and what names the build are added
+    to a copy. The disk itself is not kept: it is sooner made than read from a cache. It is written to memory where
+    there is room, which takes half the time that a file takes.
     """
     job = parts.job
     decided: layers.Parts = {**parts.decided(), **parts.described()}
-    stack = [*parts.changed(), parts.linked.path, parts.system.path]
     memory = resources.memory_file(2 * parts.size())
     scratch = (
         None if memory is not None else parts.tree.folder.parent / ("disk-above" if parts.above else "disk")
@@ -193,12 +191,44 @@ def plain(parts: Parts, step: log.Step) -> DiskImage:
         with resources.work_folder(
             job.store.root / "work", f"{job.image.name}-{job.identity}", wait=step.update
         ) as work:
-            parts.write(to, [parts.write_stamp(work / "stamp"), *stack], work, step)
+            _write_plain(parts, to, work, step)
     except BaseException:
         made.release()
         raise
     step.note("in memory" if scratch is None else "in a file")
     return made
+
+
+def _write_plain(parts: Parts, to: Path, work: Path, step: log.Step) -> None:
+    """Write the whole disk ``to``: all at once where something in it cannot be added to what is there."""
+    disk.require_room(parts.job.image.disk.size, parts.size() + disk.ROOT_START * disk.SECTOR)
+    stack = parts.stack(parts.write_stamp(work / "stamp"), work)
+    common = [*parts.changed(), parts.system.path]
+    held = frozenset(number for number, path in enumerate(stack) if path in common)
+    begin = partial(
+        disk.begin, size=parts.job.image.disk.size, identity=parts.identity, epoch=parts.job.epoch
+    )
+    try:
+        found = overlay.additions(stack, held)
+        base = parts.job.store.get(
+            "disk",
+            {
+                **{name: digest for name, digest in parts.inputs().items() if name != "environment"},
+                **parts.described(),
+            },
+            lambda made, scratch: begin(made, common, work=scratch),
+            name="disk.raw",
+            subject=parts.job.image.name,
+            progress=step.update,
+            read=False,
+        )
+        step.update("adding the environments")
+        layers.copy(base.path, to)
+        disk.add(to, stack, found, epoch=parts.job.epoch, work=work)
+    except overlay.CannotAdd as error:
+        step.update(f"writing the file system all at once, for {error}")
+        begin(to, stack, work=work)
+    disk.finish(to, stack, epoch=parts.job.epoch, boot=parts.loaders())
 
 
 def split(parts: Parts, step: log.Step) -> DiskImage:
@@ -220,7 +250,18 @@ def split(parts: Parts, step: log.Step) -> DiskImage:
         (top / prefix[1:]).mkdir(parents=True, exist_ok=True)
         namespace.hide_below(top / prefix[1:])
         trees.set_times(top, job.epoch)
-        parts.write(to, [top, *parts.changed(), parts.system.path], work, step)
+        step.update("writing the file system")
+        disk.write(
+            to,
+            parts.with_files([top, *parts.changed(), parts.system.path], work),
+            size=job.image.disk.size,
+            slot=job.image.disk.slot,
+            identity=parts.identity,
+            epoch=job.epoch,
+            work=work,
+            taken=parts.size(),
+            boot=parts.loaders(),
+        )
 
     around = job.store.get(
         "root",
@@ -237,7 +278,7 @@ def split(parts: Parts, step: log.Step) -> DiskImage:
         "environment": parts.linked.sha256,
         "provisioned": {path: about for path, about in own.items() if path.startswith(f"{prefix[1:]}/")},
         "stamp": {path: layers.digest_of([text]) for path, text in stamp.items()},
-        "disk": f"{prefix} {job.image.disk.slot}",
+        "disk": f"{prefix} {job.image.disk.slot} {job.image.disk.compression == 'none'}",
         "epoch": str(job.epoch),
         "code": layers.code(__file__, disk.__file__, packed.__file__),
     }
@@ -246,7 +287,15 @@ def split(parts: Parts, step: log.Step) -> DiskImage:
         step.update("packing the environments")
         top = _write(stamp, {}, work / "stamp", job.epoch)
         stack = [top, parts.provisioned.path, parts.linked.path]
-        disk.environment(to, stack, prefix, slot=job.image.disk.slot, epoch=job.epoch, work=work)
+        disk.environment(
+            to,
+            stack,
+            prefix,
+            compression=job.image.disk.compression,
+            slot=job.image.disk.slot,
+            epoch=job.epoch,
+            work=work,
+        )
 
     image = job.store.get(
         "image",
@@ -255,16 +304,17 @@ def split(parts: Parts, step: log.Step) -> DiskImage:
         name="environments.squashfs",
         subject=job.image.name,
         progress=step.update,
+        read=False,
     )
     step.note(told(root=around, environments=image))
     slot = disk.plan(job.image.disk.size, job.image.disk.slot)[2]
     return DiskImage(
         path=around.path,
         format="raw",
-        key=layers.digest_of([around.key, image.sha256]),
+        key=layers.digest_of([around.key, image.key]),
         inputs=parts.inputs(),
         around=around.key,
-        inserts=(Insert(path=image.path, at=slot.start * disk.SECTOR),),
+        inserts=(Piece(path=image.path, at=slot.start * disk.SECTOR),),
     )
 
 

@@ -1,0 +1,143 @@
+"""Trees laid over each other, of which a file system holds some already → what is to be added to it.
+
+What overlayfs shows of the same trees (the kernel's Documentation/filesystems/overlayfs.rst): the uppermost name wins,
+folders are merged, a device 0,0 hides a name, and an opaque folder hides what lies below it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Added:
+    """A path that the file system gets.
+
+    ``tree`` is the number of the tree that it comes from, ``about`` its lstat there. ``there`` is the lstat of what has
+    its name in the file system already: a folder that is kept, or else something that makes room. ``twin`` is the
+    path that was added before with the same inode.
+    """
+
+    path: str
+    tree: int
+    about: os.stat_result
+    there: os.stat_result | None = None
+    twin: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Additions:
+    """What is added, folders before what they hold, and how many names each inode (tree, number) got."""
+
+    paths: Sequence[Added]
+    names: Mapping[tuple[int, int], int]
+
+
+class CannotAdd(Exception):
+    """The trees cannot be added one by one: something in them hides or replaces a folder, or has more than a mode."""
+
+
+@dataclass(kw_only=True)
+class _Merge:
+    trees: Sequence[str]
+    held: frozenset[int]
+    found: list[Added] = field(default_factory=list)
+    twins: dict[tuple[int, int], str] = field(default_factory=dict)
+    names: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    def folder(self, at: str, layers: Sequence[int]) -> None:
+        """Merge the folder ``at`` of the trees ``layers``, the uppermost first."""
+        if all(number in self.held for number in layers):
+            return
+        entries: dict[str, list[tuple[int, os.stat_result]]] = {}
+        for number in layers:
+            with os.scandir(f"{self.trees[number]}/{at}") as inside:
+                for entry in inside:
+                    entries.setdefault(entry.name, []).append((number, entry.stat(follow_symlinks=False)))
+        below = []
+        for name in sorted(entries):
+            path = at + name
+            if inner := self._entry(path, entries[name]):
+                below.append((f"{path}/", inner))
+        for path, inner in below:
+            self.folder(path, inner)
+
+    def _entry(self, path: str, seen: Sequence[tuple[int, os.stat_result]]) -> list[int]:
+        """Take the uppermost of what has one name, and return the trees whose folders are merged there."""
+        number, about = seen[0]
+        held = next((there for there in seen if there[0] in self.held), None)
+        there = None if held is None or _is_hidden(held[1]) else held[1]
+        if not stat.S_ISDIR(about.st_mode):
+            if number not in self.held:
+                self._add(path, number, about, there)
+            return []
+        merged = self._merged(path, seen)
+        if number not in self.held:
+            if there is not None and not stat.S_ISDIR(there.st_mode):
+                raise CannotAdd(path)
+            self.found.append(Added(path=path, tree=number, about=about, there=there))
+        return merged
+
+    def _merged(self, path: str, seen: Sequence[tuple[int, os.stat_result]]) -> list[int]:
+        """The trees whose folders are merged: down to the first that hides the others."""
+        found = []
+        for place, (number, about) in enumerate(seen):
+            is_folder = stat.S_ISDIR(about.st_mode)
+            if is_folder:
+                found.append(number)
+            if not is_folder or _is_opaque(f"{self.trees[number]}/{path}"):
+                if number not in self.held and any(one in self.held for one, _ in seen[place + 1 :]):
+                    raise CannotAdd(path)  # the file system has what is hidden now
+                break
+        return found
+
+    def _add(self, path: str, number: int, about: os.stat_result, there: os.stat_result | None) -> None:
+        if there is not None and stat.S_ISDIR(there.st_mode):
+            raise CannotAdd(path)
+        if _is_hidden(about):
+            if there is not None:
+                raise CannotAdd(path)
+            return
+        if not (stat.S_ISREG(about.st_mode) or stat.S_ISLNK(about.st_mode)):
+            raise CannotAdd(path)
+        inode = number, about.st_ino
+        twin = ""
+        if stat.S_ISREG(about.st_mode):
+            twin = self.twins.setdefault(inode, path)
+            self.names[inode] = self.names.get(inode, 0) + 1
+        self.found.append(
+            Added(path=path, tree=number, about=about, there=there, twin=twin if twin != path else "")
+        )
+
+
+def additions(trees: Sequence[Path], held: frozenset[int]) -> Additions:
+    """What the file system that holds the trees whose numbers are ``held`` needs to hold all of ``trees``.
+
+    They are the uppermost first. Raises CannotAdd where that is no addition: a folder replaced by something else,
+    something of the file system hidden, a device or a pipe, extended attributes.
+    """
+    merge = _Merge(trees=[os.fspath(tree) for tree in trees], held=held)
+    merge.folder("", range(len(trees)))
+    for one in merge.found:
+        if any(name not in _OPAQUE for name in _attributes(f"{merge.trees[one.tree]}/{one.path}")):
+            raise CannotAdd(one.path)
+    return Additions(paths=merge.found, names=merge.names)
+
+
+def _is_hidden(about: os.stat_result) -> bool:
+    """Whether this is overlayfs's word for: nothing is here."""
+    return stat.S_ISCHR(about.st_mode) and about.st_rdev == 0
+
+
+def _is_opaque(folder: str) -> bool:
+    return any(name in _OPAQUE for name in _attributes(folder))
+
+
+def _attributes(path: str) -> list[str]:
+    return os.listxattr(path, follow_symlinks=False)
