@@ -9,7 +9,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # What the host needs, by Debian's names: Python, then what boots, what makes discs and disks, what compiles the starter channel.
 HOST := python3 python3-venv ca-certificates openssh-client \
 	packer qemu-system-x86 qemu-utils ovmf \
-	mmdebstrap debian-archive-keyring apt-utils dpkg-dev fdisk e2fsprogs dosfstools mtools \
+	mmdebstrap debian-archive-keyring apt-utils fdisk e2fsprogs dosfstools mtools \
 	grub-common grub-pc-bin grub-efi-amd64-bin squashfs-tools erofs-utils xorriso zstd xz-utils pigz rpm \
 	build-essential patchelf
 

@@ -16,6 +16,7 @@ overlay      0 trees laid over each other, some of which are there already → w
 elf          0 what an ELF file says of its debug symbols, and how it is loaded
 facts        0 what a machine should be, as its checks read it
 testsuites   0 which test suites of an environment no module that stays speaks of
+debs         1 what a Debian package says of itself
 sparse       1 a raw disk and files laid into it: its blocks that are not empty; written raw again
 ext4script   1 what is added to an ext4 file system → the commands of debugfs
 hybrid       1 what lets an ISO 9660 disc start a machine, from a CD and from a stick: bytes in and out

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,9 +22,9 @@ from typing import Any
 from packageurl import PackageURL
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
-from conda_appliance import conda, layers, prefix_check, process, pypi, resources, trees
+from conda_appliance import bootstrap, conda, debs, layers, prefix_check, process, pypi, resources, trees
 from conda_appliance.definition import ImageDefinition
-from conda_appliance.layers import Store
+from conda_appliance.layers import Layer, Store
 from conda_appliance.lock import CondaPackage, DebianPackage, Lock, Wheel
 
 #: Where the bill stands in a machine image, as CycloneDX.
@@ -121,11 +121,16 @@ def make(
     """The bill of a definition and its lock.
 
     ``files`` are the lock's by SHA-256; ``linked`` the environments as a tree whose root is the machine's; ``folder``
-    is the definition's; ``store`` keeps what was read from Debian's packages.
+    is the definition's; ``store`` keeps what was read from Debian's packages, and perhaps has them unpacked.
     """
     found: list[Component] = []
     if lock.debian is not None:
-        said = _debian_facts(lock.debian.packages, files, store)
+        debian = lock.debian
+
+        def system() -> Layer | None:
+            return bootstrap.there(debian, image.base, store=store, without=image.slim)
+
+        said = _debian_facts(debian.packages, files, store, system)
         found += [_of_debian(one, lock.debian.suite, said[one.name]) for one in lock.debian.packages]
     for name, section in sorted(lock.conda.environments.items()):
         prefix = linked / section.prefix.lstrip("/")
@@ -189,12 +194,20 @@ def _of_debian(package: DebianPackage, suite: str, said: Mapping[str, Any]) -> C
 
 
 def _debian_facts(
-    packages: Sequence[DebianPackage], files: Mapping[str, Path], store: Store
+    packages: Sequence[DebianPackage],
+    files: Mapping[str, Path],
+    store: Store,
+    system: Callable[[], Layer | None],
 ) -> dict[str, dict[str, Any]]:
-    """What .debs say of themselves, read once for the same set of them."""
+    """What .debs say of themselves, read once for the same set of them; ``system`` has them unpacked, or None."""
 
     def make(to: Path, work: Path) -> None:
-        to.write_text(json.dumps(_read_debs(packages, files, work), sort_keys=True), encoding="utf-8")
+        unpacked = system()
+        root = work if unpacked is None else unpacked.path
+        if unpacked is None:
+            _unpack_copyrights(packages, files, work)
+        said = {one.name: _facts(one, debs.control(files[one.sha256]), root) for one in packages}
+        to.write_text(json.dumps(said, sort_keys=True), encoding="utf-8")
 
     parts: layers.Parts = {
         "packages": layers.digest_of(sorted(one.sha256 for one in packages)),
@@ -205,34 +218,32 @@ def _debian_facts(
     return found
 
 
-#: Control fields and documentation of one .deb: a line each, then the files below the folder $2.
-_READ = """
-dpkg-deb --field "$1" Maintainer Source Homepage
+#: The copyright file of one .deb, below the folder $2.
+_COPYRIGHT = """
 dpkg-deb --fsys-tarfile "$1" | tar -x -C "$2" --wildcards './usr/share/doc/*' 2>/dev/null || true
 """
 
 
-def _read_debs(
-    packages: Sequence[DebianPackage], files: Mapping[str, Path], work: Path
-) -> dict[str, dict[str, Any]]:
-    work.mkdir(exist_ok=True)
-    argv = ["sh", "-euc", _READ, "sh"]
-    done = process.side_by_side(
-        *(partial(process.run, [*argv, files[one.sha256], work]) for one in packages), workers=4
+def _unpack_copyrights(packages: Sequence[DebianPackage], files: Mapping[str, Path], to: Path) -> None:
+    """Unpack the documentation of .debs into the folder ``to``: their copyright files are in it."""
+    to.mkdir(exist_ok=True)
+    argv = ["sh", "-euc", _COPYRIGHT, "sh"]
+    process.side_by_side(
+        *(partial(process.run, [*argv, files[one.sha256], to]) for one in packages), workers=4
     )
-    docs = work / "usr/share/doc"
-    found = {}
-    for package, said in zip(packages, done, strict=True):
-        fields = dict(line.split(": ", 1) for line in said.stdout.splitlines() if ": " in line)
-        path = docs / package.name / "copyright"
-        text = path.read_text("utf-8", "replace") if path.is_file() else ""
-        found[package.name] = {
-            "maintainer": fields.get("Maintainer", ""),
-            "source": fields.get("Source", "").partition(" ")[0],
-            "licences": licences_of_copyright(text),
-            "text": bool(text),
-        }
-    return found
+
+
+def _facts(package: DebianPackage, control: str, root: Path) -> dict[str, Any]:
+    """What a package says by its control file, and by its copyright file below ``root``."""
+    fields = dict(line.split(": ", 1) for line in control.splitlines() if ": " in line and line[0] != " ")
+    path = root / "usr/share/doc" / package.name / "copyright"
+    text = path.read_text("utf-8", "replace") if path.is_file() else ""
+    return {
+        "maintainer": fields.get("Maintainer", ""),
+        "source": fields.get("Source", "").partition(" ")[0],
+        "licences": licences_of_copyright(text),
+        "text": bool(text),
+    }
 
 
 def licences_of_copyright(text: str) -> list[str]:

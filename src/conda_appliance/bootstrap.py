@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from conda_appliance import layers, process, render, resources
+from conda_appliance import debs, layers, process, render, resources
 from conda_appliance.apt import DEFAULT_MIRROR, DEFAULT_SECURITY
 from conda_appliance.definition import Base
 from conda_appliance.definition_slim import Part
@@ -147,7 +147,7 @@ _DISK_DRIVERS_GENERIC = (
 
 def tools() -> tuple[str, ...]:
     """The programs of the host that a bootstrap needs."""
-    return ("mmdebstrap", "dpkg-scanpackages", "tar", "unshare")
+    return ("mmdebstrap", "tar", "unshare")
 
 
 def packages(base: Base) -> list[str]:
@@ -179,17 +179,8 @@ def system(
     ``files`` are the verified packages by SHA-256; ``without`` is what a definition's ``slim`` leaves out. Raises as
     `root_tar` does.
     """
-    slim = [part for part in without if part in EXCLUDED_SLIM]
+    slim = _slim(without)
     identity = identity_of(section)
-    parts: layers.Parts = {
-        "suite": section.suite,
-        "packages": {package.name: f"{package.version} {package.sha256}" for package in section.packages},
-        # With what was asked for: apt remembers which of the packages that was (its extended_states).
-        "base": json.dumps(base.model_dump(mode="json"), sort_keys=True),
-        "files": {**early_files(identity, base), **late_files(section.suite, base.mirror, base.boot)},
-        "code": layers.code(__file__),
-        **({"slim": ", ".join(slim)} if slim else {}),
-    }
 
     def make(to: Path, work: Path) -> None:
         progress(f"unpacking {len(section.packages)} packages")
@@ -199,7 +190,33 @@ def system(
         flags = ["--numeric-owner", "--xattrs", "--xattrs-include=*", "--exclude=./dev/*"]
         process.run(["tar", "-xp", *flags, "-f", tar, "-C", to])
 
+    parts = _parts(section, base, slim)
     return store.get("system", parts, make, subject=section.suite, progress=progress)
+
+
+def there(section: DebianSection, base: Base, *, store: Store, without: Sequence[Part] = ()) -> Layer | None:
+    """What `system` returns, if it has been made. Raises HashMismatch as `layers.Store.find` does."""
+    return store.find("system", _parts(section, base, _slim(without)))
+
+
+def _slim(without: Sequence[Part]) -> list[Part]:
+    return [part for part in without if part in EXCLUDED_SLIM]
+
+
+def _parts(section: DebianSection, base: Base, slim: Sequence[Part]) -> layers.Parts:
+    """What decides the root file system."""
+    return {
+        "suite": section.suite,
+        "packages": {package.name: f"{package.version} {package.sha256}" for package in section.packages},
+        # With what was asked for: apt remembers which of the packages that was (its extended_states).
+        "base": json.dumps(base.model_dump(mode="json"), sort_keys=True),
+        "files": {
+            **early_files(identity_of(section), base),
+            **late_files(section.suite, base.mirror, base.boot),
+        },
+        "code": layers.code(__file__),
+        **({"slim": ", ".join(slim)} if slim else {}),
+    }
 
 
 def root_tar(
@@ -369,12 +386,12 @@ def _repository(section: DebianSection, files: Mapping[str, Path], to: Path) -> 
     to.mkdir()
     for package in section.packages:
         (to / package.filename).symlink_to(files[package.sha256])
-    # It unpacks in TMPDIR, and what is killed there stays.
-    index = process.run(
-        ["dpkg-scanpackages", "--multiversion", "."], cwd=to, env={"TMPDIR": str(to.parent)}
-    ).stdout
     packages = to / "Packages"
-    packages.write_text(index, encoding="utf-8")
+    stanzas = [
+        f"{debs.control(files[one.sha256])}Filename: ./{one.filename}\nSize: {one.size}\nSHA256: {one.sha256}\n"
+        for one in section.packages
+    ]
+    packages.write_text("\n".join(stanzas), encoding="utf-8")
     # mmdebstrap looks for Essential packages in an archive of the suite's name.
     (to / "Release").write_text(
         f"Suite: {section.suite}\nCodename: {section.suite}\n"

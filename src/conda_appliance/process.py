@@ -36,7 +36,6 @@ PACKAGES = {
     "apt-ftparchive": "apt-utils",
     "busybox": "busybox-static",
     "dpkg-deb": "dpkg",
-    "dpkg-scanpackages": "dpkg-dev",
     "dpkg-source": "dpkg-dev",
     "gcc": "build-essential",
     "grub-mkimage": "grub-common",
