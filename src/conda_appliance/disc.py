@@ -24,16 +24,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-import pycdlib
-from pycdlib.pycdlibexception import PyCdlibException
-
-from conda_appliance import disctree, hybrid
+from conda_appliance import disctree, hybrid, lazy
 from conda_appliance.definition import DiscDefinition
 from conda_appliance.disctree import File, Folder, Input, Link, Names, Stream
 from conda_appliance.errors import BuildError, HashMismatch
 from conda_appliance.hybrid import Boot
+
+if TYPE_CHECKING:
+    import pycdlib
+    from pycdlib import pycdlibexception
+else:
+    pycdlib = lazy.module("pycdlib")
+    pycdlibexception = lazy.module("pycdlib.pycdlibexception")
 
 #: How much is copied at once, in bytes.
 _BLOCK = 1 << 20
@@ -172,7 +176,7 @@ def _master(definition: DiscDefinition, root: Folder, to: Path, boot: Boot | Non
         os.truncate(to, to.stat().st_size + _PADDING)
         if boot is not None:
             _write_mbr(iso, boot, to)
-    except PyCdlibException as error:
+    except pycdlibexception.PyCdlibException as error:
         raise BuildError(f"the disc {volume} cannot be written: {error}") from error
     finally:
         iso.close()
@@ -376,11 +380,11 @@ def _opened(disc: Path, shown: str) -> Iterator[Any]:
     try:
         with _uncollected():
             iso.open(str(disc))
-    except (OSError, PyCdlibException) as error:
+    except (OSError, pycdlibexception.PyCdlibException) as error:
         raise BuildError(f"{shown} cannot be read as a disc: {error}") from error
     try:
         yield iso
-    except PyCdlibException as error:
+    except pycdlibexception.PyCdlibException as error:
         raise BuildError(f"the disc {shown} is damaged: {error}") from error
     finally:
         iso.close()

@@ -15,18 +15,23 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from elftools.common.exceptions import ELFError
-from elftools.elf.elffile import ELFFile
-from elftools.elf.gnuversions import GNUVerNeedSection
 from packaging.specifiers import SpecifierSet
 
-from conda_appliance import git, layers, pypi, resources, sources, wheel
+from conda_appliance import git, layers, lazy, pypi, resources, sources, wheel
 from conda_appliance.definition import Files, ImageDefinition
 from conda_appliance.definition_services import GitTree, ProgramFile, Service
 from conda_appliance.errors import BuildError, HashMismatch, LockError, UsageError
 from conda_appliance.lock import Lock, ProgramSection
+
+if TYPE_CHECKING:
+    from elftools.common import exceptions
+    from elftools.elf import elffile, gnuversions
+else:
+    exceptions = lazy.module("elftools.common.exceptions")
+    elffile = lazy.module("elftools.elf.elffile")
+    gnuversions = lazy.module("elftools.elf.gnuversions")
 
 #: Where programs lie on the machine, each in a folder of its service's name.
 PLACE = "/opt/appliance"
@@ -286,17 +291,17 @@ def _require_frozen(named: str, path: Path, glibc: str, platform: str) -> None:
         return
     try:
         with path.open("rb") as file:
-            elf = ELFFile(file)
+            elf = elffile.ELFFile(file)
             machine = elf["e_machine"]
             needs = [
                 name
                 for section in elf.iter_sections()
-                if isinstance(section, GNUVerNeedSection)
+                if isinstance(section, gnuversions.GNUVerNeedSection)
                 for _, versions in section.iter_versions()
                 for version in versions
                 if (name := str(version.name)).startswith("GLIBC_2.")
             ]
-    except ELFError:
+    except exceptions.ELFError:
         with path.open("rb") as file:
             if file.read(2) == b"#!":
                 return  # a script: what it needs is its own affair

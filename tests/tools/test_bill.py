@@ -18,7 +18,19 @@ from packages import File, Package
 from spdx_tools.spdx.parser.parse_anything import parse_file
 from spdx_tools.spdx.validation.document_validator import validate_full_spdx_document
 
-from conda_appliance import bill, conda, cyclonedx, licences, osv, payload, prefix_check, pypi, sources, spdx
+from conda_appliance import (
+    bill,
+    conda,
+    cyclonedx,
+    debs,
+    licences,
+    osv,
+    payload,
+    prefix_check,
+    pypi,
+    sources,
+    spdx,
+)
 from conda_appliance.bill import Bill, Component
 from conda_appliance.contract import Contract
 from conda_appliance.definition import ImageDefinition
@@ -85,6 +97,18 @@ def linked(debian: Debian, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def one_of(found: Bill, kind: str, name: str) -> Component:
     (one,) = (one for one in found.components if (one.kind, one.name) == (kind, name))
     return one
+
+
+def test_debians_packages_say_the_same_whether_they_are_unpacked_already_or_not(
+    debian: Debian, tmp_path: Path
+) -> None:
+    names = debian.section.packages
+    bill._unpack_copyrights(names, debian.files, tmp_path / "docs")
+    for one in names:
+        control = debs.control(debian.files[one.sha256])
+        facts = bill._facts(one, control, debian.system.path)
+        assert facts == bill._facts(one, control, tmp_path / "docs")
+        assert facts["maintainer"] and facts["text"], one.name
 
 
 def test_every_part_of_it_is_listed_as_its_lock_and_itself_say(
