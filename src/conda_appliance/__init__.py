@@ -32,6 +32,7 @@ network      1 certificates and proxies, the same for all that reaches a server
 accelerator  3 whether KVM really runs a guest here
 ansible      3 how Ansible is started
 qcow2        3 a raw disk → a qcow2, not compressed
+vmdk         3 a raw disk → a streamOptimized vmdk
 device       3 a disk or stick: what it is, what uses it; an image written to it and read back
 definition_conda 2 the conda side of a definition: environments, channels, licences
 definition_target 2 what a definition says of that

@@ -216,7 +216,7 @@ def _pack(tar: Path, write: Any, to: Path) -> None:
     write(tar)
     (to / "diff").write_text(resources.sha256_of(tar), encoding="ascii")
     with (to / "layer.tar.gz").open("wb") as file:
-        process.run_to(["pigz", "-n", "-c", "-p", str(max(2, os.cpu_count() or 1)), tar], file)
+        process.run_to(["pigz", "-n", "-4", "-c", "-p", str(max(2, os.cpu_count() or 1)), tar], file)
     tar.unlink()
 
 

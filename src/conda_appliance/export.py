@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from conda_appliance import diskforms, formats, layers, ova, process, qcow2, resources, sparse
+from conda_appliance import diskforms, formats, layers, ova, process, qcow2, resources, sparse, vmdk
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import BuildError
 from conda_appliance.manifest import ArtifactRecord
@@ -86,22 +86,26 @@ class Exporter:
             key=lambda form: (_SLOWEST.index(form) if form in _SLOWEST else len(_SLOWEST), form),
         )
         self.work.mkdir(exist_ok=True)
-        whole = self._whole(wanted)
-
-        def one(form: str) -> Artifact:
-            to = (into if form in forms else self.work) / self._name(form)
-            artifact = self._made(form, to, whole)
-            left.remove(form)
-            progress(f"still at {', '.join(left)}" if left else "")
-            return artifact
-
+        raw = self._raw(wanted)
+        whole = self._whole(wanted, raw)
+        disks = [form for form in wanted if form in diskforms.RAW]
+        groups = [[form] for form in wanted if form not in disks] + ([disks] if disks else [])
         left = list(wanted)
+
+        def some(group: list[str]) -> list[Artifact]:
+            files = {form: (into if form in forms else self.work) / self._name(form) for form in group}
+            artifacts = self._disks(files, raw) if group is disks else self._made(group[0], files, raw, whole)
+            for form in group:
+                left.remove(form)
+            progress(f"still at {', '.join(left)}" if left else "")
+            return artifacts
+
         progress(f"making {', '.join(left)}")
         done = process.side_by_side(
-            *(partial(one, form) for form in wanted),
+            *(partial(some, group) for group in groups),
             workers=os.cpu_count() or 1,
         )
-        made |= dict(zip(wanted, done, strict=True))
+        made |= {one.record.format: one for group in done for one in group}
         if "ova" in missing:
             made["ova"] = self._ova(made["vmdk"], into / self._name("ova"))
         resources.remove(self.work)
@@ -117,37 +121,61 @@ class Exporter:
         if form in ("qcow2", "raw"):
             ours = str(layers.code(qcow2.__file__, sparse.__file__))
             return source_of(self.key, form, self.image.disk.compression, ours)
-        code = str(layers.code(diskforms.__file__, ova.__file__, sparse.__file__))
+        code = str(layers.code(*(str(one.__file__) for one in (diskforms, ova, sparse, vmdk))))
         if form == "ova":
             text = ova.descriptor(self.image, disk="", size=0, project=self.project)
             return layers.digest_of([source_of(self.key, "vmdk", "", str(self.epoch), code), "ova", text])
         return source_of(self.key, form, "", str(self.epoch), code)
 
-    def _whole(self, forms: Sequence[str]) -> Path:
-        """The disk with all that is in it, raw where one of ``forms`` wants that."""
-        if self.inserts and {*forms} - {"qcow2", *diskforms.PLAIN}:
-            whole = self.work / "disk.raw"
-            sparse.write((Piece(path=self.disk, at=0), *self.inserts), whole)
-            return whole
-        if self.format != "raw" and {*forms} & {*diskforms.FROM_RAW}:
-            whole = self.work / "disk.raw"
-            diskforms.write(self.disk, "raw", whole, seed="", epoch=0)
-            return whole
-        return self.disk
+    def _raw(self, forms: Sequence[str]) -> Sequence[Piece]:
+        """What makes up the raw disk; nothing where it is in another format and none of ``forms`` needs it."""
+        if self.format == "raw":
+            return (Piece(path=self.disk, at=0), *self.inserts)
+        if not {*forms} & {*diskforms.FROM_RAW}:
+            return ()
+        raw = self.work / "disk.raw"
+        diskforms.write(self.disk, "raw", raw, seed="", epoch=0)
+        return (Piece(path=raw, at=0),)
 
-    def _made(self, form: str, to: Path, whole: Path) -> Artifact:
+    def _whole(self, forms: Sequence[str], raw: Sequence[Piece]) -> Path:
+        """The disk with all that is in it as one file, for those of ``forms`` that another program makes."""
+        if len(raw) > 1 and {*forms} - {"qcow2", *diskforms.RAW, *diskforms.BLOCKS}:
+            whole = self.work / "whole.raw"
+            sparse.write(raw, {whole: b""})
+            return whole
+        return raw[0].path if raw else self.disk
+
+    def _disks(self, files: Mapping[str, Path], raw: Sequence[Piece]) -> list[Artifact]:
+        """The forms that are the raw disk itself, written and summed up together."""
         started = time.monotonic()
-        compression = self.image.disk.compression
-        seed, digest = self.key or self.identity, ""
-        pieces = (Piece(path=self.disk, at=0), *self.inserts)
-        if self.format == "raw" and form in diskforms.PLAIN and (form != "qcow2" or compression == "none"):
-            digest = diskforms.write_plain(pieces, form, to, seed=seed, epoch=self.epoch)
+        seed = self.key or self.identity
+        digests = diskforms.write_raw(raw, files, seed=seed, epoch=self.epoch)
+        return [
+            self._artifact(form, to, started, digest)
+            for (form, to), digest in zip(files.items(), digests, strict=True)
+        ]
+
+    def _made(
+        self, form: str, files: Mapping[str, Path], raw: Sequence[Piece], whole: Path
+    ) -> list[Artifact]:
+        started = time.monotonic()
+        to, compression, seed, digest = (
+            files[form],
+            self.image.disk.compression,
+            self.key or self.identity,
+            "",
+        )
+        if raw and (form in diskforms.BLOCKS or (form == "qcow2" and compression == "none")):
+            digest = diskforms.write_blocks(raw, form, to, seed=seed)
         elif self.inserts and form == "qcow2":
             self._around(to)
         else:
             diskforms.write(whole, form, to, seed=seed, epoch=self.epoch, compression=compression)
+        return [self._artifact(form, to, started, digest)]
+
+    def _artifact(self, form: str, to: Path, started: float, sha256: str) -> Artifact:
         source = self._source(form)
-        return artifact(to, form, size=self.image.disk.size, source=source, started=started, sha256=digest)
+        return artifact(to, form, size=self.image.disk.size, source=source, started=started, sha256=sha256)
 
     def _around(self, to: Path) -> None:
         """A copy of what is around the inserts as compressed qcow2, from the cache or converted now; they in it."""
@@ -166,9 +194,9 @@ class Exporter:
         for insert in self.inserts:
             _insert(insert, to)
 
-    def _ova(self, vmdk: Artifact, to: Path) -> Artifact:
+    def _ova(self, disk: Artifact, to: Path) -> Artifact:
         started = time.monotonic()
-        ova.write(vmdk.path, vmdk.record.sha256, to, self.image, epoch=self.epoch, project=self.project)
+        ova.write(disk.path, disk.record.sha256, to, self.image, epoch=self.epoch, project=self.project)
         return artifact(to, "ova", size=self.image.disk.size, source=self._source("ova"), started=started)
 
 

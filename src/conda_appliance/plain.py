@@ -42,7 +42,7 @@ def tar(shipment: Shipment, to: Path, work: Path) -> None:
 def installer(shipment: Shipment, to: Path, work: Path) -> None:
     """Write the installer ``to``: a shell script, and behind it the same tar, compressed by what every machine has."""
     whole, about = _packed(shipment, work)
-    process.run(["pigz", "-n", "-p", str(max(2, os.cpu_count() or 1)), whole])
+    process.run(["pigz", "-n", "-4", "-p", str(max(2, os.cpu_count() or 1)), whole])
     archive = whole.with_name(f"{whole.name}.gz")
     values = {
         "name": shipment.image.name,

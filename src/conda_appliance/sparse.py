@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,22 +94,30 @@ def runs(blocks: Sequence[Block]) -> Iterator[tuple[int, memoryview]]:
             yield first.number, part
 
 
-def write(pieces: Sequence[Piece], to: Path, *, tail: bytes = b"") -> str:
-    """Write the disk that ``pieces`` make up (`opened`), and ``tail`` behind it; returns the SHA-256 of ``to``."""
-    with opened(pieces) as (size, blocks), to.open("wb") as file:
-        summed = hashlib.sha256()
-        at = 0
+def write(pieces: Sequence[Piece], files: Mapping[Path, bytes]) -> dict[Path, str]:
+    """Write the disk that ``pieces`` make up (`opened`) to each of ``files``, and behind it the bytes named there.
+
+    Returns the SHA-256 of each: the disk, whose holes count as well, is summed up once for all of them.
+    """
+    with opened(pieces) as (size, blocks), ExitStack() as stack:
+        outs = [stack.enter_context(to.open("wb")) for to in files]
+        summed, at = hashlib.sha256(), 0
         for number, part in runs(blocks):
             _sum_zeroes(summed, number * BLOCK - at)
             at = number * BLOCK
             summed.update(part)
-            put(file.fileno(), part, at)
+            for out in outs:
+                put(out.fileno(), part, at)
             at += len(part)
         _sum_zeroes(summed, size - at)
-        summed.update(tail)
-        file.truncate(size)
-        put(file.fileno(), tail, size)
-        return summed.hexdigest()
+        digests = {}
+        for out, (to, tail) in zip(outs, files.items(), strict=True):
+            out.truncate(size)
+            put(out.fileno(), tail, size)
+            whole = summed.copy()
+            whole.update(tail)
+            digests[to] = whole.hexdigest()
+        return digests
 
 
 def put(file: int, data: bytes | memoryview, at: int) -> None:

@@ -3,11 +3,12 @@
 import hashlib
 import os
 import struct
+import zlib
 from pathlib import Path
 
 import pytest
 
-from conda_appliance import qcow2, sparse
+from conda_appliance import qcow2, resources, sparse, vmdk
 from conda_appliance.errors import BuildError
 from conda_appliance.sparse import BLOCK, Piece
 
@@ -67,21 +68,23 @@ def test_a_raw_disk_is_written_again_with_its_holes_and_its_digest(disk: Path, t
     (tmp_path / "more").write_bytes(b"y" * (BLOCK + 1))
     pieces = [Piece(path=disk, at=0), Piece(path=tmp_path / "more", at=20 * BLOCK)]
     to = tmp_path / "again.raw"
-    digest = sparse.write(pieces, to, tail=b"the end")
+    other = tmp_path / "plain.raw"
+    digests = sparse.write(pieces, {to: b"the end", other: b""})
     wanted = bytearray(disk.read_bytes())
     wanted[20 * BLOCK : 21 * BLOCK + 1] = b"y" * (BLOCK + 1)
     assert to.read_bytes() == bytes(wanted) + b"the end"
-    assert digest == hashlib.sha256(to.read_bytes()).hexdigest()
+    assert other.read_bytes() == bytes(wanted)
+    assert digests == {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in (to, other)}
     assert to.stat().st_blocks * 512 <= 8 * BLOCK
 
 
 def test_long_runs_are_written_whole(tmp_path: Path) -> None:
     path = tmp_path / "full.raw"
     path.write_bytes(os.urandom(SIZE))
-    for write in (sparse.write, qcow2.write):
-        digest = write([Piece(path=path, at=0)], tmp_path / "again")
-        assert digest == hashlib.sha256((tmp_path / "again").read_bytes()).hexdigest()
-    assert (tmp_path / "again").read_bytes()[-SIZE:] == path.read_bytes()
+    again = tmp_path / "again"
+    assert sparse.write([Piece(path=path, at=0)], {again: b""}) == {again: resources.sha256_of(path)}
+    assert qcow2.write([Piece(path=path, at=0)], again) == resources.sha256_of(again)
+    assert again.read_bytes()[-SIZE:] == path.read_bytes()
 
 
 def test_a_qcow2_says_where_each_cluster_is(disk: Path, tmp_path: Path) -> None:
@@ -117,3 +120,31 @@ def test_an_empty_disk_is_a_small_qcow2(tmp_path: Path) -> None:
     os.truncate(path, SIZE)
     qcow2.write([Piece(path=path, at=0)], tmp_path / "empty.qcow2")
     assert (tmp_path / "empty.qcow2").stat().st_size == 4 * BLOCK
+
+
+def test_a_vmdk_finds_each_grain_by_its_footer_and_its_tables(disk: Path, tmp_path: Path) -> None:
+    to = tmp_path / "disk.vmdk"
+    digest = vmdk.write([Piece(path=disk, at=0)], to, cid=0x1234)
+    data = to.read_bytes()
+    assert digest == hashlib.sha256(data).hexdigest()
+    head, footer = data[:512], data[-1024:-512]
+    assert struct.unpack_from("<4sII", head) == (b"KDMV", 3, 0x30001)
+    assert struct.unpack_from("<Q", head, 56) == ((1 << 64) - 1,), "its directory is told by the footer"
+    assert head[:56] == footer[:56] and data[-512:] == bytes(512)
+    assert b"CID=00001234\n" in data[512 : 21 * 512]
+    (directory,) = struct.unpack_from("<Q", footer, 56)
+    (table,) = struct.unpack_from("<I", data, directory * 512)
+    entries = struct.unpack_from("<512I", data, table * 512)
+    assert [number for number, entry in enumerate(entries) if entry] == [3, 4, 5, 40]
+    place, size = struct.unpack_from("<QI", data, entries[4] * 512)
+    assert place == 4 * BLOCK // 512
+    packed = data[entries[4] * 512 + 12 :][:size]
+    assert zlib.decompress(packed) == disk.read_bytes()[4 * BLOCK : 5 * BLOCK]
+
+
+def test_the_same_disk_gives_the_same_vmdk(disk: Path, tmp_path: Path) -> None:
+    digests = set()
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        digests.add(vmdk.write([Piece(path=disk, at=0)], tmp_path / name / "disk.vmdk", cid=7))
+    assert len(digests) == 1
