@@ -514,8 +514,9 @@ def _compile(made: _Linked, packages: Sequence[CondaPackage], records: Mapping[s
 
     The byte code names the final path and is never compared with its source's time (PEP 552's
     unchecked-hash): a machine's first start is a fast one, and a read-only environment stays fast.
-    Files that are no Python (templates, tests of bad syntax) stay uncompiled, as in any environment.
-    It follows from the package, the path and the Python, so ``store`` keeps it for the next environment.
+    Files that are no Python (templates, tests of bad syntax) stay uncompiled, as in any environment. Modules
+    whose package brought such byte code keep it: it is the same whatever the path, which Python puts in when it loads
+    it. The rest follows from the package, the path and the Python, so ``store`` keeps it for the next environment.
     """
     into, prefix, store = made.into, made.prefix, made.store
     python = next((package for package in made.packages if package.name == "python"), None)
@@ -525,7 +526,9 @@ def _compile(made: _Linked, packages: Sequence[CondaPackage], records: Mapping[s
         package: [
             entry["_path"]
             for entry in records[package.name]["paths_data"]["paths"]
-            if re.match(r"lib/python3\.[^/]+/.*\.py$", entry["_path"]) and (into / entry["_path"]).is_file()
+            if re.match(r"lib/python3\.[^/]+/.*\.py$", entry["_path"])
+            and (into / entry["_path"]).is_file()
+            and not _is_compiled(into / entry["_path"], python.version)
         ]
         for package in packages
     }
@@ -552,6 +555,16 @@ def _compile(made: _Linked, packages: Sequence[CondaPackage], records: Mapping[s
                 subject=package.name,
                 quiet=True,
             )
+
+
+def _is_compiled(module: Path, version: str) -> bool:
+    """Whether a module of that Python has byte code that is never compared with it (PEP 552, unchecked-hash)."""
+    tag = "".join(version.split(".")[:2])
+    try:
+        with (module.parent / f"__pycache__/{module.stem}.cpython-{tag}.pyc").open("rb") as file:
+            return file.read(8)[4:] == b"\1\0\0\0"
+    except OSError:
+        return False
 
 
 #: Changes when byte code is made in another way.

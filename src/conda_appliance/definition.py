@@ -117,8 +117,8 @@ class Disk(Model):
     compression: Annotated[
         Literal["zstd", "zlib", "none"],
         Field(
-            description="qcow2: zstd makes the smallest file; zlib one for QEMU before 5.1; none the fastest build, and "
-            "leaves the partition of a split layout uncompressed, too."
+            description="qcow2: zstd makes the smallest file; zlib one for QEMU before 5.1; none the fastest build, "
+            "and leaves the partition of a split layout uncompressed, too."
         ),
     ] = "zstd"
     slot: Annotated[

@@ -2,11 +2,13 @@
 
 import json
 import os
+import py_compile
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from py_compile import PycInvalidationMode
 
 import packages
 import pytest
@@ -251,6 +253,36 @@ def test_byte_code_is_there_names_the_final_path_and_is_recorded(linked: Path) -
     assert str(compiled.relative_to(linked)) in records(linked)["pure"]["files"]  # type: ignore[operator]
     assert not list(site.glob(f"pure/__pycache__/template.{tag}.pyc")), "a template is no Python"
     assert list(site.parent.glob("__pycache__/this_is_stdlib.*.pyc"))
+
+
+def test_byte_code_that_a_package_brought_stays_if_no_time_can_make_it_stale(tmp_path: Path) -> None:
+    channel = packages.small_channel(tmp_path / "channel")
+    minor, tag = f"{sys.version_info[0]}.{sys.version_info[1]}", sys.implementation.cache_tag
+    site, source = f"lib/python{minor}/site-packages", tmp_path / "module.py"
+    source.write_text("ANSWER = 42\n")
+    files = {}
+    for name, mode in (
+        ("kept", PycInvalidationMode.UNCHECKED_HASH),
+        ("checked", PycInvalidationMode.CHECKED_HASH),
+        ("timed", PycInvalidationMode.TIMESTAMP),
+    ):
+        made = py_compile.compile(
+            str(source),
+            str(tmp_path / f"{name}.pyc"),
+            "where it was",
+            doraise=True,
+            invalidation_mode=mode,
+        )
+        files[f"{site}/{name}.py"] = packages.File(content="ANSWER = 42\n")
+        files[f"{site}/__pycache__/{name}.{tag}.pyc"] = packages.File(content=Path(made).read_bytes())
+    packages.Package(name="compiled", depends=[f"python {minor}.*"], files=files).write(channel)
+    packages.index(channel)
+    into = link(solve(channel, "compiled"), tmp_path / "root")
+    for name in ("kept", "checked", "timed"):
+        data = (into / f"{site}/__pycache__/{name}.{tag}.pyc").read_bytes()
+        assert data[4:8] == b"\1\0\0\0"
+        assert (b"where it was" in data) == (name == "kept")
+    assert conda.verify(into.parents[1], PREFIX) == []
 
 
 def test_the_environment_is_what_its_records_say(linked: Path) -> None:
