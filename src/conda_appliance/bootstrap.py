@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import tarfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -240,6 +241,7 @@ def root_tar(
     _repository(section, files, shop / "repository")
     early = _packed(early_files(identity, base), shop / "early.tar")
     late = _packed(late_files(section.suite, base.mirror, base.boot), shop / "late.tar")
+    excluding = _packed(_excluding(base, without), shop / "excluding.tar")
     command = [
         "mmdebstrap",
         "--variant=essential",
@@ -247,10 +249,8 @@ def root_tar(
         "--architectures=amd64",
         "--skip=cleanup/apt",
         "--dpkgopt=force-unsafe-io",
-        *(f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED),
-        *(f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED_FAST if base.boot == "fast"),
-        *(f"--dpkgopt=path-exclude={pattern}" for part in without for pattern in EXCLUDED_SLIM[part]),
-        *(f"--dpkgopt=path-include={pattern}" for pattern in INCLUDED),
+        # Not by --dpkgopt: mmdebstrap would pass each of the first packages through a filter in Python.
+        f"--extract-hook=settings={shlex.quote(str(excluding))}\n{_LEAVE_OUT}",
         '--aptopt=Apt::Install-Recommends "false"',
         # Before the kernel's package makes its initramfs.
         f"--essential-hook=tar-in {early} /",
@@ -271,6 +271,32 @@ def root_tar(
     return tar
 
 
+#: Where dpkg finds what stays out while packages are installed; gone afterwards.
+_EXCLUDES = "etc/dpkg/dpkg.cfg.d/conda-appliance-excludes"
+#: The first packages are unpacked without dpkg: what stays out is removed from what they brought, folders that are
+#: empty then as well.
+_LEAVE_OUT = f"""
+cd "$1"
+tar -x -f "$settings"
+sed -n s/^path-exclude=//p {_EXCLUDES} | while read -r pattern; do
+    folder=${{pattern%%[*]*}}
+    folder=.${{folder%/*}}
+    [ -d "$folder" ] || continue
+    find "$folder" ! -type d -path ".$pattern" ! -path './usr/share/doc/*/copyright' -delete
+    find "$folder" -depth -type d -path ".$pattern" -empty -delete
+done
+"""
+
+
+def _excluding(base: Base, without: Sequence[Part]) -> dict[str, str]:
+    """dpkg's settings for what stays out, as path → text."""
+    excluded = [*EXCLUDED, *(EXCLUDED_FAST if base.boot == "fast" else ())]
+    excluded += [pattern for part in without for pattern in EXCLUDED_SLIM[part]]
+    lines = [f"path-exclude={pattern}" for pattern in excluded]
+    lines += [f"path-include={pattern}" for pattern in INCLUDED]
+    return {_EXCLUDES: "".join(f"{line}\n" for line in lines)}
+
+
 def _tell(line: str, progress: Callable[[str], None]) -> None:
     """Pass on mmdebstrap's stages: its lines that begin with ``I:``, but for those that speak of its own hooks."""
     if line.startswith("I: ") and "hook" not in line and "tempdir" not in line:
@@ -278,6 +304,7 @@ def _tell(line: str, progress: Callable[[str], None]) -> None:
 
 
 _FINISH = (
+    f'rm -f "$1"/{_EXCLUDES}',
     'rm -f "$1"/etc/apt/sources.list "$1"/etc/dpkg/dpkg.cfg.d/99mmdebstrap'
     ' "$1"/etc/apt/apt.conf.d/99mmdebstrap "$1"/etc/ssh/ssh_host_*',
     f'chroot "$1" systemctl --quiet mask {" ".join(MASKED)}',
