@@ -70,6 +70,7 @@ ova          5 a vmdk → an appliance in one file: OVF descriptor, manifest, di
 installation 5 what linked environments carry to a machine where a shell moves and installs them
 compare      5 what the root file system of a disk image holds
 bootable     6 kernel, initramfs and GRUB for the discs that start a machine
+suite        6 a locked Debian → the same with some packages as new as its suite has them
 bill         6 what an appliance is made of → one bill of materials
 lockfiles    6 locks of other tools, in and out: pixi.lock, conda-lock.yml, @EXPLICIT
 programs     6 what services run beside packages: PEX, zipapp, wheel, git, frozen → files of the machine

@@ -35,6 +35,7 @@ from conda_appliance import (
     trees,
 )
 from conda_appliance import environments as environment_files
+from conda_appliance import suite as suite_packages
 from conda_appliance.apt import Apt
 from conda_appliance.contract import Contract
 from conda_appliance.definition import ImageDefinition
@@ -43,7 +44,6 @@ from conda_appliance.layers import Store
 from conda_appliance.lock import (
     CondaPackage,
     CondaSection,
-    DebianPackage,
     DebianSection,
     EnvironmentSection,
     File,
@@ -406,21 +406,23 @@ def debian_section(
         apt = Apt(suite, state=state, mirror=image.base.mirror)
         apt.update()
         files = apt.resolve(bootstrap.packages(image.base))
-    packages = []
-    for file in files:
-        name, version, architecture = unquote(file.name.removesuffix(".deb")).split("_")
-        packages.append(
-            DebianPackage(
-                name=name,
-                version=version,
-                architecture=architecture,
-                url=file.url,
-                sha256=file.sha256,
-                size=file.size,
-            )
-        )
-    libc = next(package for package in packages if package.name == "libc6")
-    return DebianSection(suite=suite, glibc=libc.version.partition("-")[0], packages=tuple(packages))
+    packages = suite_packages.packages_of(files)
+    return DebianSection(suite=suite, glibc=suite_packages.glibc_of(packages), packages=packages)
+
+
+def move_debian(
+    section: DebianSection,
+    image: ImageDefinition,
+    names: Sequence[str],
+    cache: sources.Cache,
+    progress: Callable[[str], None],
+) -> tuple[DebianSection, list[suite_packages.Held]]:
+    """The machine's packages with ``names`` moved, as `suite.move` does; all of them are fetched first."""
+    wanted = _debs(section)
+    sources.fetch(wanted, cache, offline=False, progress=progress)
+    files = {one.sha256: cache.verified(one.sha256, one.name) for one in wanted}
+    with resources.work_folder(cache.root / "apt", f"{section.suite}-moves", wait=progress) as work:
+        return suite_packages.move(section, image.base, names, files, work=work, progress=progress)
 
 
 def fetch(
