@@ -48,7 +48,8 @@ packed       4 trees of files → one read-only file system in a file
 machines     4 a batch of machines, YAML or CSV → what each one's seed disc holds
 conda        4 solve, link a prefix for its final path, verify it
 wheel        4 a wheel of PyPI → a conda package
-workspace    1 an environment of a pixi workspace → what it asks for
+workspace    2 an environment of a pixi workspace → what it asks for
+workspace_python 1 a pyproject.toml's own words → features of a pixi workspace
 environments 4 an environment as its user describes it → what is asked of channels and PyPI
 inventory    4 what a machine should hold, path by path: what appliance-verify on it compares with
 git          4 a git repository at a commit → its files as one tar

@@ -123,7 +123,7 @@ def resolve(
     read.
     """
     locals_ = [_local(url, path, wanted, cache) for url, path in own.items()]
-    given = [_requirement(item) for item in asked]
+    given = _applying([_requirement(item) for item in asked], wanted)
     for one in locals_:
         given += _needs(one.metadata, wanted)
     conda = {canonicalize_name(one.name): one for one in packages}
@@ -218,12 +218,16 @@ def _requirement(item: str) -> Requirement:
 
 def _needs(metadata: Message, wanted: Target) -> list[Requirement]:
     """What a wheel requires on the target, without what its extras do."""
-    needs = [Requirement(text) for text in metadata.get_all("Requires-Dist", [])]
+    return _applying([Requirement(text) for text in metadata.get_all("Requires-Dist", [])], wanted)
+
+
+def _applying(requirements: Sequence[Requirement], wanted: Target) -> list[Requirement]:
+    """Those whose marker holds on the target, without it."""
     environment: dict[str, Any] = {**wanted.markers()}
-    needs = [one for one in needs if one.marker is None or one.marker.evaluate(environment)]
-    for one in needs:
+    found = [one for one in requirements if one.marker is None or one.marker.evaluate(environment)]
+    for one in found:
         one.marker = None
-    return needs
+    return found
 
 
 def _agree(requirement: Requirement, package: CondaPackage, why: str) -> None:

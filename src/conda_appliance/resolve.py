@@ -238,11 +238,17 @@ def _pins(earlier: Lock | None, environment: str, update: frozenset[str]) -> _Pi
     section = earlier.conda.environments.get(environment) if earlier is not None else None
     if section is None or section.installer is not None:
         return _Pins()
+    return _exactly(
+        [one for one in section.packages if one.name not in update],
+        [one for one in section.wheels or () if one.name not in update],
+    )
+
+
+def _exactly(packages: Iterable[CondaPackage], wheels: Iterable[Wheel]) -> _Pins:
+    """What keeps packages as they are."""
     return _Pins(
-        conda=tuple(
-            f"{one.name} =={one.version} {one.build}" for one in section.packages if one.name not in update
-        ),
-        pip=tuple(f"{one.name}=={one.version}" for one in section.wheels or () if one.name not in update),
+        conda=tuple(f"{one.name} =={one.version} {one.build}" for one in packages),
+        pip=tuple(f"{one.name}=={one.version}" for one in wheels),
     )
 
 
@@ -269,8 +275,26 @@ class _Run:
 
         ``own`` are wheels that its services run.
         """
-        asked = environment_files.read(self.image.conda.environments[name], self.folder, PLATFORM)
-        packages, _ = conda.solve(asked.specs, self.places, contract=self.contract, constraints=pins.conda)
+        index = self.image.conda.pip_index
+        asked = environment_files.read(
+            self.image.conda.environments[name], self.folder, PLATFORM, index=index
+        )
+        contract.require(self.contract, asked.needs, f"the environment {name}")
+        if asked.group is not None:
+            packages, wheels = self._solve(asked.group, own, pins)
+            pins = _exactly(packages, wheels or ())
+        packages, wheels = self._solve(asked, own, pins)
+        return self._section(name, asked.specs, packages, wheels)
+
+    def _solve(
+        self, asked: environment_files.Asked, own: Mapping[str, Path], pins: _Pins
+    ) -> tuple[tuple[CondaPackage, ...], tuple[Wheel, ...] | None]:
+        packages, _ = conda.solve(
+            asked.specs,
+            self.places,
+            contract=self.contract,
+            constraints=(*pins.conda, *asked.constraints),
+        )
         theirs = {
             item: self.folder / Path(item).expanduser()
             for item in asked.pip
@@ -289,7 +313,7 @@ class _Run:
                 constraints=pins.pip,
                 progress=self.progress,
             )
-        return self._section(name, asked.specs, packages, wheels)
+        return packages, wheels
 
     def laid(self, name: str, own: Mapping[str, Path], debian: DebianSection | None) -> EnvironmentSection:
         """An environment that a distribution's installer makes: it runs now, to know what it leaves."""
