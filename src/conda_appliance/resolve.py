@@ -335,7 +335,14 @@ class _Run:
             self.cache.verified(installer.sha256, installer.filename),
             prefix=self.image.prefix_of(name),
             system=lambda: (
-                bootstrap.system(debian, self.image.base, files, store=store, progress=self.progress).path
+                bootstrap.system(
+                    debian,
+                    self.image.base,
+                    files,
+                    store=store,
+                    progress=self.progress,
+                    without=self.image.slim,
+                ).path
             ),
             store=store,
             epoch=bootstrap.EPOCH,
