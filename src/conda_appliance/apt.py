@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from conda_appliance import log, process
+from conda_appliance import log, network, process
 from conda_appliance.errors import BuildError, CommandFailed, ToolMissing, UsageError
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -216,8 +216,11 @@ Acquire::ForceHash "SHA256";
 
 
 def _host_settings() -> str:
+    """The host's own, after the certificates that everything else here trusts: its own go before those."""
+    found = network.certificates()
+    trusted = f'Acquire::https::CAInfo "{found}";\n' if found is not None else ""
     dumped = process.run(["apt-config", "dump", "Acquire"]).stdout
-    return "".join(f"{line}\n" for line in dumped.splitlines() if _REACHING.match(line))
+    return trusted + "".join(f"{line}\n" for line in dumped.splitlines() if _REACHING.match(line))
 
 
 def host_mirrors() -> tuple[str, str]:

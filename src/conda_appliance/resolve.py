@@ -148,6 +148,8 @@ def resolve(
     when they cannot.
     """
     debian, base_image = None, None
+    if image.conda.pip_index:
+        pypi.require_askable(image.conda.pip_index)
     if image.base.debian is not None:
         progress(f"Debian {image.base.debian}: reading the signed index")
         debian = system or debian_section(image, cache, progress)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import packages
+import private_server
 import pytest
 from debian_archive import Archive
 from packages import Package
 
-from conda_appliance import apt, bootstrap, build, cli, definition, lock, resolve, sources
-from conda_appliance.errors import UsageError
+from conda_appliance import apt, bootstrap, build, cli, definition, lock, network, resolve, sources
+from conda_appliance.apt import Apt
+from conda_appliance.errors import BuildError, UsageError
 from conda_appliance.lock import DebianSection
+from conda_appliance.sources import Download
 from conda_appliance.suite import Held
 
 DEFINITION = """\
@@ -175,6 +179,27 @@ def test_the_command_moves_it_and_tells_what_stays(
     assert lock.read(lock.path_for(place.path)) == made
     assert cli.main(["lock", str(place.path), "--update", "deb:tool"]) == 0
     assert "tool 1 → 2" in capsys.readouterr().err
+
+
+def test_a_mirror_over_https_is_trusted_by_the_authority_that_all_else_trusts(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    for name in network.CERTIFICATE_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    ca, certificate = private_server.authority(tmp_path)
+    with private_server.serving(place.archive.root.parent, certificate) as server:
+        mirror = f"{server.url}/debian"
+        with pytest.raises(BuildError, match=r"(?i)certificate"):
+            Apt("trixie", state=tmp_path / "unknown", mirror=mirror).update()
+        monkeypatch.setenv("SSL_CERT_FILE", str(ca))
+        known = Apt("trixie", state=tmp_path / "known", mirror=mirror)
+        known.update()
+        found = known.resolve(["top"])
+        assert {"top", "low", "libc6", "apt"} == {one.name.partition("_")[0] for one in found}
+        wanted = [Download(name=one.name, url=one.url, sha256=one.sha256, size=one.size) for one in found]
+        sources.fetch(wanted, sources.Cache(tmp_path / "blobs"), offline=False, progress=lambda _: None)
 
 
 def test_what_is_not_there_is_refused(place: Place) -> None:
