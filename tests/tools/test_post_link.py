@@ -14,6 +14,7 @@ from packages import PLACEHOLDER, File, Package
 
 from conda_appliance import (
     ansible,
+    bootstrap,
     definition,
     first_boot,
     package,
@@ -205,6 +206,31 @@ def test_what_a_script_did_is_recorded_with_its_package_and_the_owners_of_files(
     assert (made / "etc/helper.conf").read_text() == "as shipped\nchanged\n"
     (made / "etc/greeting").write_text("other")
     assert [line.partition(":")[0] for line in prefix_check.check(made)] == ["changed"]
+
+
+@as_root
+def test_scripts_run_in_the_system_that_the_machine_gets(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in another one with what its `slim` leaves out, which would be made for them alone."""
+    asked = []
+
+    def system(*_args: object, without: tuple[str, ...], **_more: object) -> Layer:
+        asked.append(without)
+        return place.debian.system
+
+    monkeypatch.setattr(bootstrap, "system", system)
+    locked = place.lock(GREETER, HELPER, post_link="build")
+    files = {one.sha256: place.cache.blob(one.sha256) for one in locked.conda.environments["base"].packages}
+    payload.environment(
+        locked,
+        {**place.debian.files, **files},
+        store=place.store,
+        epoch=EPOCH,
+        base=place.image.base,
+        without=("locales", "docs"),
+    )
+    assert asked == [("locales", "docs")]
 
 
 @as_root
