@@ -7,7 +7,7 @@ are not read; what would change the environment and cannot be honoured is refuse
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,10 @@ _MATCHED = {
 }
 #: The index that is asked unless one is named.
 _PYPI = "https://pypi.org/simple"
+
+
+#: What makes a match spec or requirement: where it stands, whose it is, what is asked → its text, or nothing.
+_Make = Callable[[str, str, Any], str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +126,8 @@ class _Workspace:
             raise UsageError(
                 f"{self.path} has no environment {name!r}; it has {has}", hint="name it by `select`"
             )
-        self._require_known()
-        wanted = self._asked([name])
+        self._require_known(self._features(name))
+        wanted = self._asked([name], self._spec, self._requirement)
         if not wanted.specs:
             raise UsageError(f"{self.path}: the environment {name!r} has no dependencies")
         if any(
@@ -135,17 +139,56 @@ class _Workspace:
                 f"{self.path}: nothing on a machine activates an environment, so its 'activation' is left out: set "
                 "what a service needs as its `variables`"
             )
-        group = _group(environments.get(name))
-        others = [
-            other
-            for other, said in environments.items()
-            if group is not None and _group(said) == group and self._platforms(other)
-        ]
-        if len(others) > 1:
-            return replace(wanted, group=self._asked(others))
+        together = self._together(name, wanted.needs)
+        if len(together) > 1:
+            return replace(
+                wanted,
+                group=self._asked(
+                    together, self._passing_over(self._spec), self._passing_over(self._requirement)
+                ),
+            )
         return wanted
 
-    def _asked(self, names: Sequence[str]) -> Wanted:
+    def _together(self, name: str, needs: Mapping[str, str]) -> list[str]:
+        """The environments of a solve group that a machine for ``name``, with these needs, could have too."""
+        environments = self.value.get("environments", {})
+        group = _group(environments.get(name))
+        found = []
+        for other, said in environments.items():
+            if group is None or _group(said) != group or not self._platforms(other):
+                continue
+            theirs = self._asked(
+                [other],
+                self._passing_over(self._spec, tell=False),
+                self._passing_over(self._requirement, tell=False),
+            ).needs
+            beyond = [
+                key
+                for key in ("cuda", "arch_level")
+                if key in theirs and contract.is_more(theirs[key], needs.get(key))
+            ]
+            if other == name or not beyond:
+                found.append(other)
+            else:
+                log.warn(
+                    f"{self.path}: {other!r} needs more of the machine than {name!r}, and is not solved with it"
+                )
+        return found
+
+    def _passing_over(self, make: _Make, *, tell: bool = True) -> _Make:
+        """For the other environments of a solve group: what cannot be honoured is left out there, and told."""
+
+        def made(where: str, name: str, asked: Any) -> str:
+            try:
+                return make(where, name, asked)
+            except UsageError as error:
+                if tell:
+                    log.warn(f"{error.message}; the solve group is solved without it")
+                return ""
+
+        return made
+
+    def _asked(self, names: Sequence[str], spec: _Make, requirement: _Make) -> Wanted:
         """What these environments ask for together."""
         specs, pip, constraints = list[str](), list[str](), list[str]()
         needs: dict[str, str] = {}
@@ -157,20 +200,20 @@ class _Workspace:
                     at = f"{where}{place}"
                     for kind in _DEPENDENCIES:
                         for package, asked in table.get(kind, {}).items():
-                            conda[package.lower()] = self._spec(f"{at}{kind}.{package}", package, asked)
+                            conda[package.lower()] = spec(f"{at}{kind}.{package}", package, asked)
                     for package, asked in table.get("constraints", {}).items():
-                        limits[package.lower()] = self._spec(f"{at}constraints.{package}", package, asked)
+                        limits[package.lower()] = spec(f"{at}constraints.{package}", package, asked)
                     for project, asked in table.get("pypi-dependencies", {}).items():
                         key = canonicalize_name(project)
-                        python[key] = self._requirement(f"{at}pypi-dependencies.{project}", project, asked)
+                        python[key] = requirement(f"{at}pypi-dependencies.{project}", project, asked)
                     self._need(needs, table.get("system-requirements", {}), f"{at}system-requirements.")
                 own = self.python.get(where.removeprefix("feature.").rstrip(".") or "default")
                 if own is not None:
                     if own.python and "python" not in conda:
                         conda["python"] = f"python {own.python}"
                     pip += own.requirements
-                specs += conda.values()
-                constraints += limits.values()
+                specs += filter(None, conda.values())
+                constraints += filter(None, limits.values())
                 pip += filter(None, python.values())
         return Wanted(
             specs=tuple(dict.fromkeys(specs)),
@@ -202,8 +245,8 @@ class _Workspace:
         for name in _TARGETS[self.platform]:
             yield f"target.{name}.", feature.get("target", {}).get(name, {})
 
-    def _require_known(self) -> None:
-        """Raise UsageError for what is said of environments and cannot be honoured, wherever it stands."""
+    def _require_known(self, features: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+        """Raise UsageError for what the workspace or these features say and cannot be honoured."""
         if self.about.get("exclude-newer"):
             raise self._refusal(
                 "workspace.exclude-newer",
@@ -212,10 +255,6 @@ class _Workspace:
             )
         self._require_only("workspace.", self.about)
         self._require_options("workspace.", self.about)
-        features = [
-            ("", self.value),
-            *((f"feature.{k}.", v) for k, v in self.value.get("feature", {}).items()),
-        ]
         for where, feature in features:
             for place, table in self._tables(feature):
                 for key in table:

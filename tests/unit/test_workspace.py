@@ -202,6 +202,31 @@ def test_environments_of_one_solve_group_ask_together(tmp_path: Path) -> None:
     assert {*tested.specs} == {*prod.group.specs} and "pytest-md" in prod.group.pip
 
 
+def test_what_only_others_of_a_solve_group_ask_for_is_passed_over_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = with_("[feature.test.pypi-dependencies]\nmine = {path = '.', editable = true}").replace(
+        'gpu = ["gpu"]', 'gpu = {features = ["gpu"], solve-group = "prod"}'
+    )
+    prod = read(tmp_path, text, select="prod")
+    assert prod.group is not None and "pytest >=8" in prod.group.specs
+    assert "nccl" not in prod.group.specs, "whose machine has CUDA"
+    said = capsys.readouterr().err
+    assert "pypi-dependencies.mine cannot be honoured" in said and "solved without it" in said
+    assert "'gpu' needs more of the machine than 'prod'" in said
+    gpu = read(tmp_path, text, select="gpu")
+    assert gpu.group is not None and {"nccl", "pytest >=8"} <= {*gpu.group.specs}
+    with pytest.raises(UsageError, match=r"pypi-dependencies\.mine .* from source"):
+        read(tmp_path, text, select="test-prod")
+
+
+def test_what_features_of_other_environments_say_is_no_matter(tmp_path: Path) -> None:
+    text = with_("[feature.gpu.pypi-options]\nextra-index-urls = ['https://x']")
+    assert read(tmp_path, text) == read(tmp_path)
+    with pytest.raises(UsageError, match=r"feature\.gpu\.pypi-options\.extra-index-urls"):
+        read(tmp_path, text, select="gpu")
+
+
 # --- packages ---------------------------------------------------------------------------------------
 
 
@@ -400,7 +425,7 @@ def test_what_activation_would_do_is_said_to_be_left_out(
             "default",
             r"pypi-options\.dependency-overrides",
         ),
-        (with_("[feature.test]\nsolve-strategy = 'lowest'"), "default", r"feature\.test\.solve-strategy"),
+        (with_("[feature.test]\nsolve-strategy = 'lowest'"), "test-prod", r"feature\.test\.solve-strategy"),
         (PIXI.replace('"strict"', '"disabled"'), "default", r"workspace\.channel-priority .* strictly"),
         (with_("[workspace]\nexclude-newer = '7d'"), "default", r"workspace\.exclude-newer"),
         (with_("[exclude-newer]\nx = '0d'"), "default", "exclude-newer .* is not known here"),
