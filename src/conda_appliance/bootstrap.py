@@ -364,21 +364,17 @@ def late_files(suite: str, mirror: str | None, boot: str = "fast") -> dict[str, 
     }
 
 
-def index(section: DebianSection, files: Mapping[str, Path], to: Path) -> str:
-    """What the locked packages say of themselves, as a Packages file; they are linked into the folder ``to``."""
-    for package in section.packages:
-        (to / package.filename).symlink_to(files[package.sha256])
-    # It unpacks in TMPDIR, and what is killed there stays.
-    return process.run(
-        ["dpkg-scanpackages", "--multiversion", "."], cwd=to, env={"TMPDIR": str(to.parent)}
-    ).stdout
-
-
 def _repository(section: DebianSection, files: Mapping[str, Path], to: Path) -> None:
     """A folder that apt takes for an archive: the locked packages and an index of them."""
     to.mkdir()
+    for package in section.packages:
+        (to / package.filename).symlink_to(files[package.sha256])
+    # It unpacks in TMPDIR, and what is killed there stays.
+    index = process.run(
+        ["dpkg-scanpackages", "--multiversion", "."], cwd=to, env={"TMPDIR": str(to.parent)}
+    ).stdout
     packages = to / "Packages"
-    packages.write_text(index(section, files, to), encoding="utf-8")
+    packages.write_text(index, encoding="utf-8")
     # mmdebstrap looks for Essential packages in an archive of the suite's name.
     (to / "Release").write_text(
         f"Suite: {section.suite}\nCodename: {section.suite}\n"
