@@ -14,8 +14,9 @@ HOST := python3 python3-venv ca-certificates openssh-client \
 	build-essential patchelf
 
 # What only the tests need: another boot loader, for a cloud image that is not ours; another shell, and a critic of ours;
-# what reads, unpacks and runs containers; a critic of packages; other readers of discs; what adds and starts Vagrant boxes.
-TEST_HOST := syslinux syslinux-common busybox-static shellcheck skopeo umoci runc lintian genisoimage libarchive-tools p7zip-full \
+# what reads, unpacks and runs containers; a critic of packages; other readers of discs; what signs an archive of ours; what
+# adds and starts Vagrant boxes.
+TEST_HOST := syslinux syslinux-common busybox-static shellcheck skopeo umoci runc lintian genisoimage libarchive-tools p7zip-full gpg \
 	vagrant vagrant-libvirt libvirt-daemon-system libvirt-clients dnsmasq-base iptables iproute2
 
 # Tests at a time. An emulated machine keeps one processor busy.

@@ -54,7 +54,8 @@ packed       4 trees of files → one read-only file system in a file
 machines     4 a batch of machines, YAML or CSV → what each one's seed disc holds
 conda        4 solve, link a prefix for its final path, verify it
 wheel        4 a wheel of PyPI → a conda package
-workspace    1 an environment of a pixi workspace → what it asks for
+workspace    2 an environment of a pixi workspace → what it asks for
+workspace_python 1 a pyproject.toml's own words → features of a pixi workspace
 environments 4 an environment as its user describes it → what is asked of channels and PyPI
 inventory    4 what a machine should hold, path by path: what appliance-verify on it compares with
 git          4 a git repository at a commit → its files as one tar
@@ -76,6 +77,7 @@ ova          5 a vmdk → an appliance in one file: OVF descriptor, manifest, di
 installation 5 what linked environments carry to a machine where a shell moves and installs them
 compare      5 what the root file system of a disk image holds
 bootable     6 kernel, initramfs and GRUB for the discs that start a machine
+suite        6 a locked Debian → the same with some packages as new as its suite has them
 bill         6 what an appliance is made of → one bill of materials
 lockfiles    6 locks of other tools, in and out: pixi.lock, conda-lock.yml, @EXPLICIT
 programs     6 what services run beside packages: PEX, zipapp, wheel, git, frozen → files of the machine

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from conda_appliance import log, process
+from conda_appliance import log, network, process
 from conda_appliance.errors import BuildError, CommandFailed, ToolMissing, UsageError
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -28,6 +28,10 @@ _NO_SUITE = re.compile(r"The repository '\S+ (\S+) (?:In)?Release' does not have
 #: A line of an index of sources in the one-line format: type, options, URI, suite, components.
 _ONE_LINE = re.compile(r"^\s*deb\s+(?:\[[^]]*\]\s+)?(\S+)\s+(\S+)\s+([^#]+)")
 
+#: What apt says of each step of a simulation: a package, the version there is, the version to come.
+_INSTALLS = re.compile(r"^Inst (\S+) (?:\[\S+\] )?\((\S+) ")
+_REMOVES = re.compile(r"^Remv (\S+) ")
+
 _URI = re.compile(r"^'(?P<url>[^']+)' (?P<file>\S+) (?P<size>\d+) SHA256:(?P<sha256>[0-9a-f]{64})$")
 
 
@@ -39,6 +43,14 @@ class RemoteFile:
     url: str
     sha256: str
     size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """What apt would do to a machine: packages that come or change, with their new versions, and those that go."""
+
+    installed: dict[str, str]
+    removed: tuple[str, ...]
 
 
 class Apt:
@@ -108,6 +120,38 @@ class Apt:
             "install", "--yes", "--no-install-recommends", "--print-uris", "?essential", *packages
         )
 
+    def has(self, index: str, *, wanted: Iterable[str]) -> None:
+        """Tell apt that the machine has the packages of ``index`` (the text of a Packages file).
+
+        Those that are not in ``wanted`` are there because others need them.
+        """
+        names = re.findall(r"^Package: (\S+)$", index, re.MULTILINE)
+        status = re.sub(r"^(Package: \S+)$", "\\1\nStatus: install ok installed", index, flags=re.MULTILINE)
+        (self.state / "status").write_text(status, encoding="utf-8")
+        needed = sorted({*names} - {*wanted})
+        (self.state / "extended_states").write_text(
+            "\n".join(f"Package: {name}\nArchitecture: amd64\nAuto-Installed: 1\n" for name in needed),
+            encoding="utf-8",
+        )
+
+    def steps(self, packages: Iterable[str], *, unneeded: bool = False) -> Steps:
+        """What it takes to have the newest ``packages`` on the machine; with ``unneeded``, what nobody needs then goes.
+
+        Raises UsageError with apt's words when they cannot be installed.
+        """
+        lines = self._asked(
+            *("install", "--simulate", "--no-install-recommends", *(["--auto-remove"] if unneeded else [])),
+            *packages,
+        ).splitlines()
+        return Steps(
+            installed={match[1]: match[2] for match in map(_INSTALLS.match, lines) if match},
+            removed=tuple(match[1] for match in map(_REMOVES.match, lines) if match),
+        )
+
+    def moving(self, packages: Iterable[str]) -> list[RemoteFile]:
+        """The files that the machine does not have yet and needs for the newest ``packages``."""
+        return self._uris("install", "--yes", "--no-install-recommends", "--print-uris", *packages)
+
     def download_only(self, packages: Iterable[str]) -> list[RemoteFile]:
         """The named packages themselves, without what they depend on; the newest of each, in no order."""
         return self._uris("download", "--print-uris", *packages)
@@ -117,15 +161,17 @@ class Apt:
         return self._uris("source", "--print-uris", package)
 
     def _uris(self, *words: str) -> list[RemoteFile]:
+        return [_remote_file(line) for line in self._asked(*words).splitlines() if line.startswith("'")]
+
+    def _asked(self, *words: str) -> str:
         try:
-            answer = self._run("-q", *words).stdout
+            return self._run("-q", *words).stdout
         except CommandFailed as error:
             lines = [line for line in error.output.splitlines() if line.startswith(("E:", " "))]
             raise UsageError(
                 f"apt cannot resolve this from Debian {self.suite}:\n" + ("\n".join(lines) or error.message),
                 hint=f"is each a package of {self.suite}? apt's words above name those it does not know",
             ) from None
-        return [_remote_file(line) for line in answer.splitlines() if line.startswith("'")]
 
     def _run(self, *words: str) -> process.Completed:
         return process.run(["apt-get", *words], env={"APT_CONFIG": str(self._config)}, network=True)
@@ -162,6 +208,7 @@ APT::Architecture "amd64";
 APT::Architectures {{ "amd64"; }};
 APT::Sandbox::User "root";
 APT::Get::List-Cleanup "true";
+APT::Protect-Kernels "false";
 Acquire::Languages "none";
 Acquire::Retries "3";
 Acquire::ForceHash "SHA256";
@@ -169,8 +216,11 @@ Acquire::ForceHash "SHA256";
 
 
 def _host_settings() -> str:
+    """The host's own, after the certificates that everything else here trusts: its own go before those."""
+    found = network.certificates()
+    trusted = f'Acquire::https::CAInfo "{found}";\n' if found is not None else ""
     dumped = process.run(["apt-config", "dump", "Acquire"]).stdout
-    return "".join(f"{line}\n" for line in dumped.splitlines() if _REACHING.match(line))
+    return trusted + "".join(f"{line}\n" for line in dumped.splitlines() if _REACHING.match(line))
 
 
 def host_mirrors() -> tuple[str, str]:

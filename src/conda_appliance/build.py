@@ -43,6 +43,7 @@ from conda_appliance import (
     slim,
     sources,
     spdx,
+    suite,
 )
 from conda_appliance import check as checks
 from conda_appliance.bill import Bill
@@ -69,25 +70,35 @@ class Result:
 def update_lock(path: Path, names: Sequence[str]) -> lock.Lock:
     """Move the packages ``names`` in the definition's lock to what is newest, and no other; tells what moved.
 
-    Raises UsageError for a package that the lock has not; LockError for a lock that is stale already.
+    ``deb:NAME`` is Debian's, where an environment has a package of that name too. Raises UsageError for a package that
+    the lock has not; LockError for a lock that is stale already.
     """
     image = definition.load_image(path)
     target = lock.path_for(path)
     current = lock.read(target)
     lock.require_fresh(current, definition.lock_digest(path, image), path)
-    _require_movable(current, names, path)
+    ours, debians = _require_movable(current, names, path)
     with _cache() as cache, log.step(f"Update {', '.join(names)} in {target}") as step:
-        anew = partial(resolve.resolve, image, path, cache, step.update, system=current.debian)
-        made = anew(earlier=current, update=frozenset(names))
+        system, kept = current.debian, list[suite.Held]()
+        if system is not None and debians:
+            system, kept = resolve.move_debian(system, image, debians, cache, step.update)
+        anew = partial(resolve.resolve, image, path, cache, step.update, system=system)
+        made = anew(earlier=current, update=frozenset(ours))
         moved = changes.between(current, made)
-        there = {change.name for section in moved for change in section.changes}
+        there = {change.name for section in moved if section.title != "System" for change in section.changes}
         # One that stays: is there nothing newer, or do others hold it?
-        free = made if there >= {*names} else anew()
+        free = made if there >= {*ours} else anew()
         lock.write(made, target)
     for line in changes.text(moved).splitlines():
         log.info(line)
-    for section in changes.between(current, free):
-        held = [change for change in section.changes if change.name in names and change.name not in there]
+    for one in kept:
+        wants = (
+            [f"wants others to move with it; to be named too: {', '.join(one.others)}"] if one.others else []
+        )
+        wants += [f"cannot be there beside {', '.join(one.lost)}"] if one.lost else []
+        log.warn(f"{one.name} stays: {one.version} {', and '.join(wants)}")
+    for section in changes.between(made, free):
+        held = [change for change in section.changes if change.name in ours and change.name not in there]
         for change in held:
             others = ", ".join(one.name for one in section.changes if one not in held)
             log.warn(
@@ -96,24 +107,32 @@ def update_lock(path: Path, names: Sequence[str]) -> lock.Lock:
     return made
 
 
-def _require_movable(current: lock.Lock, names: Sequence[str], path: Path) -> None:
+def _require_movable(
+    current: lock.Lock, names: Sequence[str], path: Path
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Which of ``names`` are environments' packages, and which are Debian's."""
     known = resolve.names_of(current)
     system = {one.name for one in current.debian.packages} if current.debian else set()
+    ours, debians = [], []
     for name in names:
+        plain = name.removeprefix("deb:")
         if name in known:
-            continue
-        if name in system:
+            ours.append(name)
+            if name in system:
+                log.info(f"{name} is Debian's too, which stays: deb:{name} would move that")
+        elif plain in system:
+            debians.append(plain)
+        else:
+            close = difflib.get_close_matches(plain, system if name != plain else known | system, n=1)
             raise UsageError(
-                f"{lock.path_for(path)}: {name} is Debian's, whose packages move together",
-                hint=f"conda-appliance lock --upgrade {path}",
+                f"{lock.path_for(path)}: {plain} is in none of its environments, and not in its system"
+                if name == plain
+                else f"{lock.path_for(path)}: {plain} is not in its system",
+                hint=f"perhaps {close[0]}"
+                if close
+                else f"conda-appliance lock {path} --export pixi lists what is in an environment",
             )
-        close = difflib.get_close_matches(name, known, n=1)
-        raise UsageError(
-            f"{lock.path_for(path)}: {name} is in none of its environments",
-            hint=f"perhaps {close[0]}"
-            if close
-            else f"conda-appliance lock {path} --export pixi lists what is",
-        )
+    return tuple(ours), tuple(debians)
 
 
 def ensure_lock(path: Path, *, upgrade: bool = False) -> tuple[lock.Lock, bool]:

@@ -146,7 +146,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=(),
         metavar="NAME",
-        help="move these packages of conda or PyPI, and no other, and tell what moved",
+        help="move these packages, and no other, and tell what moved; deb:NAME is Debian's where conda has it too",
     )
     either.add_argument(
         "--export",

@@ -39,7 +39,7 @@ def tree_of(image: Path, work: Path, *, times: bool = True) -> dict[str, str]:
             env={
                 "WORK": str(work),
                 "RAW": str(raw),
-                "OFFSET": str(_root_partition(raw) * 512),
+                "OFFSET": str(root_partition(raw) * 512),
                 "PYTHONPATH": str(Path(conda_appliance.__file__).parents[1]),
             },
             orphaned=signal.SIGKILL,
@@ -50,7 +50,7 @@ def tree_of(image: Path, work: Path, *, times: bool = True) -> dict[str, str]:
     return trees.load(done.stdout)
 
 
-def _root_partition(raw: Path) -> int:
+def root_partition(raw: Path) -> int:
     """The first sector of the partition that is named or typed as the root, else of the largest."""
     table = json.loads(process.run(["sfdisk", "--json", raw]).stdout)["partitiontable"]
     partitions = table.get("partitions", [])

@@ -112,6 +112,22 @@ def _given(stated: Mapping[str, str | None]) -> dict[str, str]:
     return {field: value for field, value in stated.items() if value is not None}
 
 
+def is_more(one: str, other: str | None) -> bool:
+    """Whether a version, or a level of x86-64, is higher than another; any is than none."""
+    return other is None or key(one.removeprefix("x86-64-v")) > key(other.removeprefix("x86-64-v"))
+
+
+def require(promised: Contract, needs: Mapping[str, str], named: str) -> None:
+    """Raise UsageError where what ``named`` needs, by the fields of `Contract`, is more than the machine has."""
+    for field, needed in needs.items():
+        has = getattr(promised, field)
+        if is_more(needed, has):
+            raise UsageError(
+                f"{named} needs {field} {needed} of its machine, which has {has or 'none'}",
+                hint=f"promise it by target.{field}, if the machine really has it, or take a newer base",
+            )
+
+
 def more_than_promised(unmet: Sequence[Sequence[str]], virtual: Iterable[Sequence[str]]) -> UsageError:
     """The error that says which packages need what of the machine (pairs of both), and what of that is promised."""
     has = {name: f"{version} {build}" if build != "0" else version for name, version, build in virtual}

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from conda_appliance import redact
+from conda_appliance import log, redact
 from conda_appliance.errors import UsageError
 
 #: The variable that holds credentials itself.
@@ -205,15 +205,34 @@ def _in_keyring(names: tuple[str, ...]) -> Mapping[str, Credential]:
     except ImportError:
         return {}
     for name in names:
+        if _failed:
+            return {}
         try:
             content = keyring.get_password("rattler", name)
-        except Exception:  # a keyring that is locked, or has no backend: each backend has errors of its own
+        except Exception as error:  # each backend has errors of its own
+            _tell_failure(error)
             return {}
         if content:
             return (
                 _parsed(json.dumps({name: json.loads(content)}), "the keyring") if _is_json(content) else {}
             )
     return {}
+
+
+#: How the keyring failed, once it did: it is not asked again, for it may ask a person.
+_failed: dict[str, Exception] = {}
+
+
+def _tell_failure(error: Exception) -> None:
+    """Say that the keyring failed, once a run; one that has no backend is none, as on most servers."""
+    first = _failed.setdefault("keyring", error) is error
+    if first and type(error).__name__ != "NoKeyringError":
+        said = redact.text(str(error)).strip() or "it does not say why"
+        log.warn(
+            f"the keyring cannot be asked for credentials ({type(error).__name__}: {said}), so what it has is not "
+            "used: unlock it, give them by RATTLER_AUTH_FILE, or turn it off by "
+            "PYTHON_KEYRING_BACKEND=keyring.backends.null.Keyring"
+        )
 
 
 def _is_json(content: str) -> bool:

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 
 import yaml
 
-from conda_appliance import log, workspace
+from conda_appliance import definition_conda, log, workspace
 from conda_appliance.definition_conda import Environment
 from conda_appliance.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """``specs`` are conda's match specs; ``pip`` requirements (PEP 508) and wheels' paths."""
+    """``specs`` are conda's match specs; ``pip`` requirements (PEP 508) and wheels' paths.
+
+    ``constraints`` are match specs of packages that may be left out, ``needs`` what the machine must have at least
+    (`contract.require`). ``group`` is what several environments ask for that get the same versions, this among them.
+    """
 
     specs: tuple[str, ...]
     pip: tuple[str, ...] = ()
+    constraints: tuple[str, ...] = ()
+    needs: Mapping[str, str] = field(default_factory=dict)
+    group: Asked | None = None
 
 
-def read(environment: Environment, folder: Path, platform: str = "linux-64") -> Asked:
+def read(
+    environment: Environment, folder: Path, platform: str = "linux-64", *, index: str | None = None
+) -> Asked:
     """What an environment asks for: its ``dependencies``, or those of the file in ``folder``; its ``pip``.
 
-    The file is an environment.yml, or a pixi workspace (`workspace.read`), for a ``platform`` of conda's.
+    The file is an environment.yml, or a pixi workspace (`workspace.read`), for a ``platform`` of conda's. ``index`` is
+    the package index that the definition names.
 
     Raises UsageError naming what the file holds that cannot be honoured.
     """
@@ -31,10 +42,13 @@ def read(environment: Environment, folder: Path, platform: str = "linux-64") -> 
         return Asked(specs=environment.dependencies, pip=environment.pip)
     path = folder / environment.file
     if path.suffix == ".toml":
-        found = workspace.read(path, environment.select, platform)
+        wheels = [_project(one) for one in environment.pip if definition_conda.is_wheel(one)]
+        found = workspace.read(path, environment.select, platform, wheels=wheels, index=index)
         if found.channels:
-            log.info(f"{path}: its 'channels' are not used; the definition's are")
-        return Asked(specs=found.specs, pip=(*found.pip, *environment.pip))
+            log.info(
+                f"{path}: its 'channels' ({', '.join(found.channels)}) are not used; the definition's are"
+            )
+        return _asked(found, environment.pip)
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -59,6 +73,21 @@ def read(environment: Environment, folder: Path, platform: str = "linux-64") -> 
     if value.get("channels"):
         log.info(f"{path}: its 'channels' are not used; the definition's are")
     return Asked(specs=tuple(specs), pip=(*pip, *environment.pip))
+
+
+def _asked(found: workspace.Wanted, pip: tuple[str, ...]) -> Asked:
+    return Asked(
+        specs=found.specs,
+        pip=(*found.pip, *pip),
+        constraints=found.constraints,
+        needs=found.needs,
+        group=_asked(found.group, pip) if found.group is not None else None,
+    )
+
+
+def _project(wheel: str) -> str:
+    """The project whose wheel a path names."""
+    return PurePosixPath(wheel).name.partition("-")[0]
 
 
 def _text(path: Path, item: object) -> str:

@@ -4,10 +4,12 @@ This one file is copied to the machine too, where ``post-link.sh`` calls it by t
 and after each script::
 
     python3 -I -B post_link.py begin PREFIX ROOT_PREFIX PACKAGE BEFORE    # prints the script's variables, NAME=VALUE
-    python3 -I -B post_link.py end PREFIX PACKAGE BEFORE
+    python3 -I -B post_link.py end PREFIX PACKAGE BEFORE INVENTORY
 
-``BEFORE`` is a file that keeps what was there. It uses the standard library alone and imports nothing else of this
-project.
+``BEFORE`` is a file that keeps what was there; one that is there already, from a try that failed, stays. ``INVENTORY``
+is a list as ``appliance-verify`` reads it (`inventory`), of what the scripts made different from what was built: to
+its lines ``PATH//…`` come ``gone PATH``, and later lines go before earlier ones. It uses the standard library alone and
+imports nothing else of this project.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -95,19 +98,54 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _seen(folder: Path) -> dict[str, list[int]]:
-    """Every file and link below ``folder`` and what tells that it changed; other environments are left out."""
+    """Everything below ``folder`` and what tells that it changed; a folder's path ends in a slash.
+
+    Other environments are left out.
+    """
     found = {}
     folders = [("", os.fspath(folder))]
     while folders:
         at, where = folders.pop()
         for entry in os.scandir(where):
             path = at + entry.name
+            about = entry.stat(follow_symlinks=False)
             if not entry.is_dir(follow_symlinks=False):
-                about = entry.stat(follow_symlinks=False)
                 found[path] = [about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns]
             elif at != "envs/" or not Path(entry.path, "conda-meta").is_dir():
+                found[f"{path}/"] = [about.st_mode, about.st_uid, about.st_gid]
                 folders.append((f"{path}/", entry.path))
     return found
+
+
+def _changes(was: Mapping[str, list[int]], prefix: Path) -> tuple[set[str], set[str]]:
+    """What was written below ``prefix`` since ``was`` was seen, and what is gone."""
+    now = _seen(prefix)
+    return {path for path in now if was.get(path) != now[path]}, set(was) - set(now)
+
+
+def _note(inventory: Path, prefix: Path, written: set[str], gone: set[str]) -> None:
+    """Add to the list ``inventory`` how what a script wrote is now, and what is gone."""
+    lines = inventory.read_text(encoding="utf-8") if inventory.exists() else ""
+    for path in sorted(gone):
+        lines += f"gone {_text(f'{prefix}/{path}'.rstrip('/'))}\n"
+    for path in sorted(written):
+        place = prefix / path
+        about = place.lstat()
+        owner = f"{about.st_uid}:{about.st_gid}"
+        if stat.S_ISLNK(about.st_mode):
+            state = f"link {owner} {_text(os.readlink(place))}"  # noqa: PTH115 (pathlib would tidy ./ and // away)
+        elif stat.S_ISDIR(about.st_mode):
+            state = f"folder {stat.S_IMODE(about.st_mode):o} {owner}"
+        else:
+            digest = hashlib.sha256(place.read_bytes()).hexdigest()
+            state = f"file {stat.S_IMODE(about.st_mode):o} {owner} {digest}"
+        lines += f"{_text(str(place))}//{state}\n"
+    _replace(inventory, lines)
+
+
+def _text(path: str) -> str:
+    """A path or target as it stands in a line (`inventory`)."""
+    return path.replace("\n", "\x01").replace("\t", "\x02")
 
 
 def _record_of(prefix: Path, name: str) -> tuple[str, dict[str, Any]]:
@@ -124,14 +162,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     task, prefix, *words = sys.argv[1:] if arguments is None else arguments
     if task == "begin":
         base, name, before = words
-        Path(before).write_text(json.dumps(_seen(Path(prefix))), encoding="utf-8")
+        if not Path(before).exists():
+            _replace(Path(before), json.dumps(_seen(Path(prefix))))
         for key, value in variables(_record_of(Path(prefix), name)[1], prefix, base).items():
             print(f"{key}={value}")
         return
-    name, before = words
-    was, now = json.loads(Path(before).read_text(encoding="utf-8")), _seen(Path(prefix))
-    written = {path for path in now if was.get(path) != now[path]}
-    record(Path(prefix), _record_of(Path(prefix), name)[0], written, set(was) - set(now))
+    name, before, inventory = words
+    was = json.loads(Path(before).read_text(encoding="utf-8"))
+    written, gone = (
+        {path for path in paths if not path.endswith("/")} for paths in _changes(was, Path(prefix))
+    )
+    record(Path(prefix), _record_of(Path(prefix), name)[0], written, gone)
+    # What that wrote is different from what was built, too.
+    _note(Path(inventory), Path(prefix), *_changes(was, Path(prefix)))
 
 
 if __name__ == "__main__":

@@ -65,7 +65,15 @@ def environment(
     ``slim`` leaves out. Raises HashMismatch naming a damaged package or file of a cached tree; BuildError as
     `conda.link`, `post_link.run`, `distribution.tree` and `slim.layer` do.
     """
-    whole = _whole(lock, archives, store=store, epoch=epoch, base=base, subject=subject, progress=progress)
+    whole = _whole(
+        lock,
+        archives,
+        store=store,
+        epoch=epoch,
+        system=lambda: _system(lock, base, archives, store, without, progress),
+        subject=subject,
+        progress=progress,
+    )
     if not without:
         return whole
     prefixes = {name: section.prefix for name, section in lock.conda.environments.items()}
@@ -100,11 +108,11 @@ def _whole(
     *,
     store: Store,
     epoch: int,
-    base: Base | None,
+    system: Callable[[], Layer],
     subject: str,
     progress: Callable[[str], None],
 ) -> Layer:
-    """`environment` with all that its packages bring."""
+    """`environment` with all that its packages bring; ``system`` makes what scripts run in, where there are any."""
     sections = sorted(lock.conda.environments.items(), key=lambda one: one[1].prefix)
     same: layers.Parts = {
         "epoch": str(epoch),
@@ -133,11 +141,11 @@ def _whole(
         ),
     }
     scripted = any(section.post_link for _, section in sections)
-    system: Layer | None = None
+    around: Layer | None = None
     if scripted and lock.conda.post_link == "build":
-        system = _system(lock, base, archives, store, progress)
+        around = system()
         code = layers.code(str(post_link.__file__), str(first_boot.__file__), str(namespace.__file__))
-        parts = {**parts, "scripts": {"system": system.sha256, **code}}
+        parts = {**parts, "scripts": {"system": around.sha256, **code}}
     found = store.find("environment", parts, subject=subject)
     if found is not None:
         return found
@@ -148,7 +156,7 @@ def _whole(
     def make(to: Path, work: Path) -> None:
         for name, section in sections:
             if section.installer is not None:
-                laid = _laid(section, lock, archives, base, store=store, epoch=epoch, progress=progress)
+                laid = _laid(section, archives, system, store=store, epoch=epoch, progress=progress)
                 into = to / section.prefix.lstrip("/")
                 into.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copytree(laid, into, symlinks=True, copy_function=_copy)
@@ -167,11 +175,11 @@ def _whole(
                 store=store,
                 before=_before(earlier, name, section.prefix),
             )
-            if system is not None:
+            if around is not None:
                 post_link.run(
                     section,
                     root=to,
-                    system=system.path,
+                    system=around.path,
                     base=home,
                     epoch=epoch,
                     work=work,
@@ -210,9 +218,8 @@ def _copy(source: str, to: str) -> None:
 
 def _laid(
     section: EnvironmentSection,
-    lock: Lock,
     archives: Mapping[str, Path],
-    base: Base | None,
+    system: Callable[[], Layer],
     *,
     store: Store,
     epoch: int,
@@ -225,7 +232,7 @@ def _laid(
         installer,
         archives[installer.sha256],
         prefix=section.prefix,
-        system=lambda: _system(lock, base, archives, store, progress).path,
+        system=lambda: system().path,
         store=store,
         epoch=epoch,
         progress=progress,
@@ -255,16 +262,17 @@ def _system(
     base: Base | None,
     archives: Mapping[str, Path],
     store: Store,
+    without: Sequence[Part],
     progress: Callable[[str], None],
 ) -> Layer:
-    """The machine's own system, where scripts run."""
+    """The machine's own system, where scripts run: the very tree that it gets, without what ``slim`` leaves out."""
     if lock.debian is None or base is None:
         raise BuildError(
             "installers and post-link scripts run in the system of the machine, and its base has none before it boots",
             hint="take a Debian base, or packages without scripts",
         )
     namespace.require_root()
-    return bootstrap.system(lock.debian, base, archives, store=store, progress=progress)
+    return bootstrap.system(lock.debian, base, archives, store=store, progress=progress, without=without)
 
 
 def _before(earlier: tuple[Layer, layers.Parts] | None, name: str, prefix: str) -> conda.Before | None:

@@ -123,7 +123,7 @@ def resolve(
     read.
     """
     locals_ = [_local(url, path, wanted, cache) for url, path in own.items()]
-    given = [_requirement(item) for item in asked]
+    given = _applying([_requirement(item) for item in asked], wanted)
     for one in locals_:
         given += _needs(one.metadata, wanted)
     conda = {canonicalize_name(one.name): one for one in packages}
@@ -218,12 +218,16 @@ def _requirement(item: str) -> Requirement:
 
 def _needs(metadata: Message, wanted: Target) -> list[Requirement]:
     """What a wheel requires on the target, without what its extras do."""
-    needs = [Requirement(text) for text in metadata.get_all("Requires-Dist", [])]
+    return _applying([Requirement(text) for text in metadata.get_all("Requires-Dist", [])], wanted)
+
+
+def _applying(requirements: Sequence[Requirement], wanted: Target) -> list[Requirement]:
+    """Those whose marker holds on the target, without it."""
     environment: dict[str, Any] = {**wanted.markers()}
-    needs = [one for one in needs if one.marker is None or one.marker.evaluate(environment)]
-    for one in needs:
+    found = [one for one in requirements if one.marker is None or one.marker.evaluate(environment)]
+    for one in found:
         one.marker = None
-    return needs
+    return found
 
 
 def _agree(requirement: Requirement, package: CondaPackage, why: str) -> None:
@@ -301,19 +305,29 @@ def _ask(
     return [_best(package, wanted) for package in locked.get("packages", [])]
 
 
+def require_askable(index: str) -> None:
+    """Raise UsageError for an index to whose host we are somebody that uv cannot say.
+
+    uv knows a user and a password alone (https://github.com/astral-sh/uv/issues/1369).
+    """
+    found = credentials.find(index)
+    if found is not None and found.kind != "BasicHTTP":
+        raise UsageError(
+            f"conda.pip_index: uv can give {index} a user and password, and the host's credentials are a {found.kind}",
+            hint="most indexes take a token as a password too, of a user that they name, such as __token__: give it as "
+            "BasicHTTP or in ~/.netrc (docs/how-to/channels.md)",
+        )
+
+
 def _credentials(index: str) -> dict[str, str]:
     """The variables by which uv knows who we are to the index that is called `_INDEX`.
 
     Source: https://docs.astral.sh/uv/concepts/indexes/#providing-credentials-directly
     """
+    require_askable(index)
     found = credentials.find(index)
     if found is None:
         return {}
-    if found.kind != "BasicHTTP":
-        raise UsageError(
-            f"uv can give the index {index} a user and password, and the host's credentials are a {found.kind}",
-            hint="give the host's as BasicHTTP or in ~/.netrc (docs/how-to/channels.md)",
-        )
     name = _INDEX.upper()
     return {f"UV_INDEX_{name}_USERNAME": found.user, f"UV_INDEX_{name}_PASSWORD": found.secret}
 

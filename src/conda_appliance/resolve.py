@@ -35,6 +35,7 @@ from conda_appliance import (
     trees,
 )
 from conda_appliance import environments as environment_files
+from conda_appliance import suite as suite_packages
 from conda_appliance.apt import Apt
 from conda_appliance.contract import Contract
 from conda_appliance.definition import ImageDefinition
@@ -43,7 +44,6 @@ from conda_appliance.layers import Store
 from conda_appliance.lock import (
     CondaPackage,
     CondaSection,
-    DebianPackage,
     DebianSection,
     EnvironmentSection,
     File,
@@ -148,6 +148,8 @@ def resolve(
     when they cannot.
     """
     debian, base_image = None, None
+    if image.conda.pip_index:
+        pypi.require_askable(image.conda.pip_index)
     if image.base.debian is not None:
         progress(f"Debian {image.base.debian}: reading the signed index")
         debian = system or debian_section(image, cache, progress)
@@ -238,11 +240,17 @@ def _pins(earlier: Lock | None, environment: str, update: frozenset[str]) -> _Pi
     section = earlier.conda.environments.get(environment) if earlier is not None else None
     if section is None or section.installer is not None:
         return _Pins()
+    return _exactly(
+        [one for one in section.packages if one.name not in update],
+        [one for one in section.wheels or () if one.name not in update],
+    )
+
+
+def _exactly(packages: Iterable[CondaPackage], wheels: Iterable[Wheel]) -> _Pins:
+    """What keeps packages as they are."""
     return _Pins(
-        conda=tuple(
-            f"{one.name} =={one.version} {one.build}" for one in section.packages if one.name not in update
-        ),
-        pip=tuple(f"{one.name}=={one.version}" for one in section.wheels or () if one.name not in update),
+        conda=tuple(f"{one.name} =={one.version} {one.build}" for one in packages),
+        pip=tuple(f"{one.name}=={one.version}" for one in wheels),
     )
 
 
@@ -269,8 +277,26 @@ class _Run:
 
         ``own`` are wheels that its services run.
         """
-        asked = environment_files.read(self.image.conda.environments[name], self.folder, PLATFORM)
-        packages, _ = conda.solve(asked.specs, self.places, contract=self.contract, constraints=pins.conda)
+        index = self.image.conda.pip_index
+        asked = environment_files.read(
+            self.image.conda.environments[name], self.folder, PLATFORM, index=index
+        )
+        contract.require(self.contract, asked.needs, f"the environment {name}")
+        if asked.group is not None:
+            packages, wheels = self._solve(asked.group, own, pins)
+            pins = _exactly(packages, wheels or ())
+        packages, wheels = self._solve(asked, own, pins)
+        return self._section(name, asked.specs, packages, wheels)
+
+    def _solve(
+        self, asked: environment_files.Asked, own: Mapping[str, Path], pins: _Pins
+    ) -> tuple[tuple[CondaPackage, ...], tuple[Wheel, ...] | None]:
+        packages, _ = conda.solve(
+            asked.specs,
+            self.places,
+            contract=self.contract,
+            constraints=(*pins.conda, *asked.constraints),
+        )
         theirs = {
             item: self.folder / Path(item).expanduser()
             for item in asked.pip
@@ -289,7 +315,7 @@ class _Run:
                 constraints=pins.pip,
                 progress=self.progress,
             )
-        return self._section(name, asked.specs, packages, wheels)
+        return packages, wheels
 
     def laid(self, name: str, own: Mapping[str, Path], debian: DebianSection | None) -> EnvironmentSection:
         """An environment that a distribution's installer makes: it runs now, to know what it leaves."""
@@ -311,7 +337,14 @@ class _Run:
             self.cache.verified(installer.sha256, installer.filename),
             prefix=self.image.prefix_of(name),
             system=lambda: (
-                bootstrap.system(debian, self.image.base, files, store=store, progress=self.progress).path
+                bootstrap.system(
+                    debian,
+                    self.image.base,
+                    files,
+                    store=store,
+                    progress=self.progress,
+                    without=self.image.slim,
+                ).path
             ),
             store=store,
             epoch=bootstrap.EPOCH,
@@ -406,21 +439,23 @@ def debian_section(
         apt = Apt(suite, state=state, mirror=image.base.mirror)
         apt.update()
         files = apt.resolve(bootstrap.packages(image.base))
-    packages = []
-    for file in files:
-        name, version, architecture = unquote(file.name.removesuffix(".deb")).split("_")
-        packages.append(
-            DebianPackage(
-                name=name,
-                version=version,
-                architecture=architecture,
-                url=file.url,
-                sha256=file.sha256,
-                size=file.size,
-            )
-        )
-    libc = next(package for package in packages if package.name == "libc6")
-    return DebianSection(suite=suite, glibc=libc.version.partition("-")[0], packages=tuple(packages))
+    packages = suite_packages.packages_of(files)
+    return DebianSection(suite=suite, glibc=suite_packages.glibc_of(packages), packages=packages)
+
+
+def move_debian(
+    section: DebianSection,
+    image: ImageDefinition,
+    names: Sequence[str],
+    cache: sources.Cache,
+    progress: Callable[[str], None],
+) -> tuple[DebianSection, list[suite_packages.Held]]:
+    """The machine's packages with ``names`` moved, as `suite.move` does; all of them are fetched first."""
+    wanted = _debs(section)
+    sources.fetch(wanted, cache, offline=False, progress=progress)
+    files = {one.sha256: cache.verified(one.sha256, one.name) for one in wanted}
+    with resources.work_folder(cache.root / "apt", f"{section.suite}-moves", wait=progress) as work:
+        return suite_packages.move(section, image.base, names, files, work=work, progress=progress)
 
 
 def fetch(

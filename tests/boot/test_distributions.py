@@ -1,5 +1,7 @@
 """A machine whose base environment a distribution's installer laid down, with an environment of packages beside it.
 
+That one has a package whose post-link script runs on the machine's first boot; its service serves what the script made.
+
 Miniforge and Miniconda cannot be reached where tests run. The installer is our form `sh`, which takes constructor's
 words: what it stands in for is who wrote the installer. That conda itself works afterwards is not seen here.
 """
@@ -8,7 +10,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import packages
 import pytest
+from packages import File, Package
 from tests.boot.conftest import cli
 
 from conda_appliance import lock, manifest
@@ -30,21 +34,93 @@ name: laid
 version: 1.0.0
 base: {debian: trixie}
 conda:
-  channels: [starter]
+  channels: [starter, ./mine]
   distribution: {installer: ./standin.sh}
   environments:
-    app: {dependencies: [python 3.13.*, numpy]}
+    app: {dependencies: [python 3.13.*, numpy, greeter]}
+  post_link: first-boot
   settings: {channels: ["https://conda.example.com/main"], channel_priority: strict}
+services:
+  - name: greet
+    environment: app
+    command: python -m http.server 8000 --directory /opt/conda/envs/app/share/greeter
+    port: 8000
+    path: /greeting
 builder: rootfs
-formats: [qcow2, oci]
+formats: [qcow2]
 access: {user: admin}
 checks: [test_laid.py]
 """
+#: A container has no first boot: the same environments without the script.
+CONTAINER = (
+    MACHINE.replace("name: laid", "name: boxed")
+    .replace(", greeter]", "]")
+    .replace("  post_link: first-boot\n", "")
+    .replace("formats: [qcow2]", "formats: [oci]")
+)
+
+#: It writes down who it is and what it may do, and changes a file of its own package.
+SCRIPT = """\
+set -eu
+mkdir -p "$PREFIX/share/greeter"
+cd "$PREFIX/share/greeter"
+{
+    echo "$PKG_NAME of $PREFIX on $(hostname)"
+    grep -E '^(CapEff|NoNewPrivs)' /proc/self/status
+    sed -n 's/^ *\\([a-z0-9]*\\):.*/network \\1/p' /proc/net/dev
+    for path in /etc/mine /usr/mine /opt/mine /dev/vda; do (: >>"$path") 2>/dev/null && echo "wrote $path"; done
+} >>greeting || true
+echo changed >>"$PREFIX/etc/greeter.conf"
+"""
+GREETER = Package(
+    name="greeter",
+    files={
+        "bin/.greeter-post-link.sh": File(content=SCRIPT, executable=True),
+        "etc/greeter.conf": File(content="as shipped\n"),
+    },
+)
 
 CHECK = """\
+import json
+
 import yaml
 
 from conda_appliance.guest import run_python
+
+HOME = "/opt/conda/envs/app"
+UNIT = "conda-appliance-post-link.service"
+
+
+def shown(host, unit, name):
+    return host.check_output(f"systemctl show --value -p {name} {unit}")
+
+
+def test_a_post_link_script_ran_once_with_few_rights_and_no_network(host):
+    said = host.file(f"{HOME}/share/greeter/greeting").content_string.splitlines()
+    name = host.check_output("hostname")
+    # Of root's rights those over files: CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_FSETID.
+    assert said == [f"greeter of {HOME} on {name}", "CapEff:\\t000000000000001b", "NoNewPrivs:\\t1", "network lo"]
+    assert host.file(f"{HOME}/etc/greeter.conf").content_string == "as shipped\\nchanged\\n"
+
+
+def test_its_service_was_started_when_it_had_ended(host):
+    ended = int(shown(host, UNIT, "ExecMainExitTimestampMonotonic"))
+    assert 0 < ended <= int(shown(host, "greet.service", "ExecMainStartTimestampMonotonic"))
+
+
+def test_what_it_did_is_recorded_with_its_package(host):
+    (path,) = host.check_output(f"ls {HOME}/conda-meta/greeter-*.json").splitlines()
+    files = json.loads(host.file(path).content_string)["files"]
+    assert files == ["bin/.greeter-post-link.sh", "etc/greeter.conf", "share/greeter/greeting"]
+
+
+def test_it_does_not_run_again(host):
+    with host.sudo():
+        # As the next boot does: its service is started anew, too. The second command waits for that.
+        host.check_output(f"systemctl restart {UNIT} && systemctl start greet.service")
+    assert shown(host, UNIT, "ConditionResult") == "no"
+    assert shown(host, "greet.service", "ActiveState") == "active"
+    assert host.file(f"{HOME}/etc/greeter.conf").content_string.count("changed") == 1
 
 
 def test_both_environments_run(host):
@@ -71,6 +147,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     (made,) = Path(done.stdout.strip()).glob("*.sh")
     made.rename(folder / "standin.sh")
+    GREETER.write(folder / "mine")
+    packages.index(folder / "mine")
     (folder / "laid.yaml").write_text(MACHINE)
     (folder / "test_laid.py").write_text(CHECK)
     done = cli("build", "--lock", folder / "laid.yaml", "--out", folder / "out")
@@ -88,8 +166,12 @@ def test_the_machine_boots_and_passes_its_checks(built: Path) -> None:
 
 def test_every_form_has_what_the_installer_laid_down(built: Path) -> None:
     folder = built.parents[2]
-    done = cli("verify", "--files", folder / "laid.yaml", "--out", folder / "out")
-    assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "boxed.yaml").write_text(CONTAINER)
+    done = cli("build", "--lock", folder / "boxed.yaml", "--out", folder / "out")
+    assert done.returncode == 0, done.stderr
+    for name in ("laid", "boxed"):
+        done = cli("verify", "--files", folder / f"{name}.yaml", "--out", folder / "out")
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_what_the_lock_named_is_built_whatever_lies_there_now(built: Path) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import packages
@@ -17,7 +17,7 @@ import pytest
 import small_machine
 from small_machine import Machine
 
-from conda_appliance import conda, inventory, payload, process, resources
+from conda_appliance import conda, first_boot, inventory, payload, process, resources
 from conda_appliance.contract import Contract
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.layers import Store
@@ -370,6 +370,70 @@ def test_what_the_definition_says_to_ignore_is_not_looked_at(built: Built, tmp_p
     assert findings(machine) == []
     (machine.root / "opt/conda/shared").touch()
     assert findings(machine) == ["extra /opt/conda/shared"]
+
+
+# --- what post-link scripts did on the first boot ---------------------------------------------------
+
+
+def script_runs(machine: Machine, work: Path, script: Callable[[Path], None]) -> None:
+    """Do ``script`` to the environment 'second' as the script of its package, recorded as on a first boot."""
+    prefix, before, listed = machine.root / "opt/conda/envs/second", work / "before", work / "inventory"
+    first_boot.main(["begin", str(prefix), str(prefix), "prefixed", str(before)])
+    script(prefix)
+    first_boot.main(["end", str(prefix), "prefixed", str(before), str(listed)])
+    before.unlink()
+    place = machine.root / "var/lib/conda-appliance-post-link/inventory"
+    place.parent.mkdir(exist_ok=True)
+    place.write_text(listed.read_text().replace(str(machine.root), ""))
+
+
+def first_script(prefix: Path) -> None:
+    (prefix / "etc/prefixed.conf").write_text("of this machine\n")
+    (prefix / "share/dangling").unlink()
+    (prefix / "share/made/empty").mkdir(parents=True)
+    (prefix / "share/made/a\tb\nc").write_text("awkward\n")
+    (prefix / "share/made/link").symlink_to("a//b")
+    (prefix / "share/soon-gone").touch()
+
+
+def second_script(prefix: Path) -> None:
+    (prefix / "share/soon-gone").unlink()
+    (prefix / "share/dangling").symlink_to("elsewhere")
+
+
+def test_what_scripts_did_on_the_first_boot_is_as_it_should_be(machine: Machine, tmp_path: Path) -> None:
+    script_runs(machine, tmp_path, first_script)
+    assert findings(machine) == []
+    script_runs(machine, tmp_path, second_script)
+    assert findings(machine) == []
+
+
+def test_what_changed_since_they_ran_is_told_and_so_is_what_they_took_away(
+    machine: Machine, tmp_path: Path
+) -> None:
+    script_runs(machine, tmp_path, first_script)
+    second = machine.root / "opt/conda/envs/second"
+    (second / "etc/prefixed.conf").write_text("of somebody else\n")
+    (second / "share/made/a\tb\nc").unlink()
+    (second / "share/made/new").touch()
+    (second / "share/dangling").symlink_to("nowhere")
+    assert findings(machine) == [
+        "changed /opt/conda/envs/second/etc/prefixed.conf (content)",
+        "extra /opt/conda/envs/second/share/dangling",
+        "missing /opt/conda/envs/second/share/made/a\\tb\\nc",
+        "extra /opt/conda/envs/second/share/made/new",
+    ]
+
+
+def test_what_scripts_did_where_nothing_is_looked_at_is_not_looked_at(built: Built, tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "disc").mkdir()
+    image = definition(verify={"ignore": ["/opt/conda/envs/second/share"]})
+    machine = Machine(root=built.onto(tmp_path / "root", image), disc=tmp_path / "disc")
+    record(machine)
+    script_runs(machine, tmp_path, first_script)
+    shutil.rmtree(machine.root / "opt/conda/envs/second/share")
+    assert findings(machine) == []
 
 
 # --- how it is asked --------------------------------------------------------------------------------

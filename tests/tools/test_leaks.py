@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -20,8 +21,14 @@ import packages
 import private_server
 import pytest
 import wheels_made
+from debian_made import Debian
 from packages import File, Package
 from private_server import basic
+
+from conda_appliance import process
+from conda_appliance.disk import ROOT_START, SECTOR
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="builds a machine, as root")
 
 #: One secret for each way in which one can be given: where → (user, secret).
 SECRETS = {
@@ -33,7 +40,7 @@ SECRETS = {
     "uv's own": ("dave", "in-uvs-variable-6b0f"),
 }
 #: The programs that may know the proxy's password, because they ask servers: words of their command lines.
-ASK_SERVERS = (b"conda_appliance.conda_child\0solve", b"/uv\0pip")
+ASK_SERVERS = (b"conda_appliance.conda_child\0solve", b"/uv\0pip", b"apt-get\0")
 
 
 def spellings(user: str, secret: str) -> set[bytes]:
@@ -123,8 +130,33 @@ def channel(folder: Path, name: str) -> None:
     packages.index(folder)
 
 
+def machine(definition: str) -> str:
+    """The same as a machine that the rootfs builder makes."""
+    kept = [line for line in definition.splitlines() if not line.startswith(("base:", "builder:", "name:"))]
+    return "\n".join(
+        [
+            "name: machine",
+            "base: {debian: trixie, packages: [netcat-openbsd]}",
+            "builder: rootfs",
+            "formats: [qcow2]",
+            "disk: {size: 1GiB}",
+            *kept,
+        ]
+    )
+
+
+def share(debian: Debian, cache: Path) -> None:
+    """Give a new cache the Debian of all tests: its packages, and its tree."""
+    for sha256, path in debian.files.items():
+        blob = cache / "blobs" / sha256[:2] / sha256
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, blob)
+    (cache / "layers/system").mkdir(parents=True)
+    process.run(["cp", "-a", debian.system.path.parent, cache / "layers/system"])
+
+
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place(tmp_path_factory: pytest.TempPathFactory, debian: Debian) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("leaks")
     served, home, project = folder / "served", folder / "home", folder / "project"
     for one in (served, home, project):
@@ -197,17 +229,30 @@ conda:
             made.run("lock", "leaky.yaml")
             made.run("fetch", "leaky.yaml")
             made.run("disc", "leaky.yaml", "payload")
+            share(debian, folder / "cache")
+            (project / "machine.yaml").write_text(machine((project / "leaky.yaml").read_text()))
+            made.run("lock", "machine.yaml")
+            made.run("build", "machine.yaml", "--no-check")
             assert 401 not in {one.status for one in server.asked if "by-" in one.path}, "each was let in"
             assert {one.rpartition(":")[0] for one in proxy.asked} == {*server.hosts}
             yield made
+
+
+#: Files in which there was nothing, by what tells that one changed: a cache with a system in it has many.
+CLEAN: set[tuple[str, int, int, int]] = set()
 
 
 def files_with_leaks(*folders: Path) -> dict[str, set[str]]:
     found = {}
     for folder in folders:
         for path in folder.rglob("*"):
-            if path.is_file() and not path.is_symlink() and (seen := leaks(path.read_bytes())):
-                found[str(path)] = seen
+            if path.is_file() and not path.is_symlink():
+                about = path.stat()
+                which = (str(path), about.st_ino, about.st_size, about.st_mtime_ns)
+                if which not in CLEAN and (seen := leaks(path.read_bytes())):
+                    found[str(path)] = seen
+                else:
+                    CLEAN.add(which)
             if seen := leaks(os.fsencode(path)):
                 found[str(path)] = seen
     return found
@@ -238,9 +283,52 @@ def test_the_lock_has_none_and_keeps_the_channels_own_urls(place: Place) -> None
 
 
 def test_neither_the_cache_nor_the_project_nor_its_results_have_any(place: Place) -> None:
+    """A build's logs and the files that it rendered and ran are among them, and the layers of its system."""
     results = list((place.folder / "project").rglob("*.iso"))
     assert results, "the payload disc was made"
+    built = place.folder / "project/out/machine/latest"
+    for name in (
+        "machine.lock",
+        "machine.cdx.json",
+        "manifest.json",
+        "build/playbook/vars.yml",
+        "logs/ansible.log",
+    ):
+        assert (built / name).exists(), name
+    assert list((place.folder / "cache/layers").glob("provisioned/*/tree/etc/conda-appliance"))
     assert files_with_leaks(place.folder / "cache", place.folder / "project") == {}
+
+
+def disk_leaks(disk: Path, work: Path) -> set[str]:
+    """The leaks anywhere in a disk: in its files, what is left of deleted ones, the file systems' own blocks."""
+    raw, spelled = work / "disk.raw", work / "spelled"
+    process.run(["qemu-img", "convert", "-O", "raw", disk, raw])
+    spelled.write_bytes(b"\n".join(EVERY) + b"\n")
+    # Its lines end in NUL, of which a disk has enough; no secret has one.
+    found = process.run(["grep", "-zaoF", "-f", spelled, raw], check=False).stdout
+    raw.unlink()
+    return {EVERY[one.encode()] for one in found.split("\0") if one}
+
+
+def test_no_byte_of_a_machines_disk_has_any(place: Place, tmp_path: Path) -> None:
+    (disk,) = (place.folder / "project/out/machine/latest/").glob("*.qcow2")
+    assert disk_leaks(disk, tmp_path) == set()
+
+
+def test_the_search_of_a_disk_finds_what_was_planted_in_its_copy(place: Place, tmp_path: Path) -> None:
+    (disk,) = (place.folder / "project/out/machine/latest/").glob("*.qcow2")
+    for at, (where, (user, secret)) in enumerate(SECRETS.items()):
+        (tmp_path / f"planted-{at}").write_text(f"password={secret}\n" if at % 2 else basic(user, secret))
+        assert leaks((tmp_path / f"planted-{at}").read_bytes()) >= {where}
+    raw, planted = tmp_path / "copy.raw", tmp_path / "copy.qcow2"
+    process.run(["qemu-img", "convert", "-O", "raw", disk, raw])
+    place_of = f"{raw}?offset={ROOT_START * SECTOR}"
+    for at in range(len(SECRETS)):
+        process.run(["debugfs", "-w", "-R", f"write {tmp_path}/planted-{at} /etc/planted-{at}", place_of])
+    process.run(["debugfs", "-w", "-R", "rm /etc/planted-0", place_of])  # its bytes are still there
+    process.run(["qemu-img", "convert", "-O", "qcow2", "-c", raw, planted])
+    raw.unlink()
+    assert disk_leaks(planted, tmp_path) == {*SECRETS}
 
 
 def test_nothing_that_was_said_has_any(place: Place) -> None:

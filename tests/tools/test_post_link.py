@@ -14,6 +14,7 @@ from packages import PLACEHOLDER, File, Package
 
 from conda_appliance import (
     ansible,
+    bootstrap,
     definition,
     first_boot,
     package,
@@ -208,6 +209,31 @@ def test_what_a_script_did_is_recorded_with_its_package_and_the_owners_of_files(
 
 
 @as_root
+def test_scripts_run_in_the_system_that_the_machine_gets(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in another one with what its `slim` leaves out, which would be made for them alone."""
+    asked = []
+
+    def system(*_args: object, without: tuple[str, ...], **_more: object) -> Layer:
+        asked.append(without)
+        return place.debian.system
+
+    monkeypatch.setattr(bootstrap, "system", system)
+    locked = place.lock(GREETER, HELPER, post_link="build")
+    files = {one.sha256: place.cache.blob(one.sha256) for one in locked.conda.environments["base"].packages}
+    payload.environment(
+        locked,
+        {**place.debian.files, **files},
+        store=place.store,
+        epoch=EPOCH,
+        base=place.image.base,
+        without=("locales", "docs"),
+    )
+    assert asked == [("locales", "docs")]
+
+
+@as_root
 def test_the_same_lock_gives_the_same_bytes_and_the_second_time_from_the_cache(place: Place) -> None:
     locked = place.lock(GREETER, HELPER, post_link="build")
     first = place.environment(locked)
@@ -322,7 +348,8 @@ def test_on_the_machine_a_script_runs_once_and_is_recorded(tmp_path: Path) -> No
     files = json.loads((home / "conda-meta/greeter-1.5-0.json").read_text())["files"]
     assert {"etc/greeting", "etc/link", "share/replaced/new"} <= {*files}
     assert machine.run() == "", "it does not run again"
-    assert [path.name for path in machine.state.iterdir()] == [f"{str(home).replace('/', '-')}.greeter"]
+    stamp = f"{str(home).replace('/', '-')}.greeter"
+    assert {path.name for path in machine.state.iterdir()} == {stamp, "inventory"}
 
 
 def test_on_the_machine_a_script_that_fails_is_named_and_tried_again(tmp_path: Path) -> None:
@@ -334,6 +361,23 @@ def test_on_the_machine_a_script_that_fails_is_named_and_tried_again(tmp_path: P
     (machine.prefix / "ready").touch()
     machine.run()
     assert (machine.prefix / "count").read_text() == "once\n", "what succeeded is not run again"
+
+
+def test_what_a_try_that_failed_left_is_recorded_when_the_script_succeeds(tmp_path: Path) -> None:
+    """So `conda remove` takes it along, and the machine verifies as sound."""
+    halfway = """
+        [ -e "$PREFIX/half" ] || { mkdir "$PREFIX/half"; echo 1 >"$PREFIX/half/first"; exit 3; }
+        echo 2 >"$PREFIX/half/second"
+    """
+    machine = Booted(tmp_path, scripted("halfway", halfway))
+    with pytest.raises(CommandFailed, match="halfway failed"):
+        machine.run()
+    machine.run()
+    files = json.loads((machine.prefix / "conda-meta/halfway-1.5-0.json").read_text())["files"]
+    assert {"half/first", "half/second"} <= {*files}
+    assert prefix_check.check(machine.prefix) == []
+    listed = [line.partition("//")[0] for line in (machine.state / "inventory").read_text().splitlines()]
+    assert {f"{machine.prefix}/half", f"{machine.prefix}/half/first"} <= {*listed}
 
 
 def test_a_package_that_was_removed_asks_for_nothing(tmp_path: Path) -> None:

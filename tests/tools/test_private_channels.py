@@ -15,7 +15,7 @@ import pytest
 import wheels_made
 from private_server import PrivateServer, basic
 
-from conda_appliance import conda, git, process, pypi, sources
+from conda_appliance import conda, definition, git, process, pypi, resolve, sources
 from conda_appliance.contract import Contract
 from conda_appliance.errors import BuildError, CommandFailed, UsageError
 from conda_appliance.sources import Cache, Download
@@ -259,6 +259,24 @@ def test_a_private_index_is_given_the_same(
     bearer_by_variable(monkeypatch, tmp_path)
     with pytest.raises(UsageError, match="BearerToken"):
         pypi.resolve(["wheeled"], [], target, own={}, cache=Cache(tmp_path / "blobs"), index=index)
+    seen = len(server.asked)
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        f"""\
+name: mine
+version: 1.0.0
+base: {{debian: trixie}}
+conda:
+  channels: [{server.url}/channel]
+  pip_index: {index}
+  environments: {{base: {{dependencies: [pure], pip: [wheeled]}}}}
+"""
+    )
+    image = definition.load_image(path)
+    with pytest.raises(UsageError, match=r"conda\.pip_index: uv can give .* BearerToken") as caught:
+        resolve.resolve(image, path, Cache(tmp_path / "blobs"), lambda _: None)
+    assert "__token__" in caught.value.hint
+    assert len(server.asked) == seen, "before anything is asked"
 
 
 def test_a_line_that_breaks_and_a_server_that_is_busy_cost_only_time(

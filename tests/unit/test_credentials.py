@@ -28,6 +28,7 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setitem(sys.modules, "keyring", None)
+    monkeypatch.setattr(credentials, "_failed", {})
     credentials._in_keyring.cache_clear()
     return tmp_path
 
@@ -63,6 +64,34 @@ def test_the_first_place_that_knows_the_host_counts(monkeypatch: pytest.MonkeyPa
     assert secret_of(url) == "of-file"
     monkeypatch.setenv("CONDA_APPLIANCE_AUTH", bearer("host.example", "of-variable"))
     assert secret_of(url) == "of-variable"
+
+
+class KeyringLocked(Exception):
+    pass
+
+
+class NoKeyringError(Exception):
+    """What keyring raises where there is none (keyring.errors)."""
+
+
+@pytest.mark.parametrize("error", [KeyringLocked("the vault is closed"), NoKeyringError("no backend")])
+def test_a_keyring_that_fails_is_told_once_and_not_asked_again(
+    monkeypatch: pytest.MonkeyPatch, home: Path, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    asked = []
+
+    def get_password(_service: str, name: str) -> str:
+        asked.append(name)
+        raise error
+
+    monkeypatch.setitem(sys.modules, "keyring", SimpleNamespace(get_password=get_password))
+    (home / ".rattler").mkdir()
+    (home / ".rattler/credentials.json").write_text(bearer("host.example", "of-home"))
+    assert [secret_of(f"https://{host}/c") for host in ("host.example", "other.example")] == ["of-home", ""]
+    assert asked == ["host.example"]
+    said = capsys.readouterr().err
+    assert said.count("KeyringLocked: the vault is closed") == isinstance(error, KeyringLocked)
+    assert ("PYTHON_KEYRING_BACKEND" in said) == isinstance(error, KeyringLocked)
 
 
 def test_a_star_stands_for_every_host_below(monkeypatch: pytest.MonkeyPatch) -> None:

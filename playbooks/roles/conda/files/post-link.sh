@@ -1,7 +1,8 @@
 #!/bin/sh
 # Runs the post-link scripts of a conda environment on its machine, once:  post-link PREFIX ROOT_PREFIX PACKAGE…
 # Its unit runs it on the first boot. A script that succeeded is noted in $STATE_DIRECTORY and never runs again; the
-# first that fails ends it, and the next boot tries again. post_link.py records what each one did.
+# first that fails ends it, and the next boot tries again. post_link.py records what each one did, and lists it for
+# appliance-verify in $STATE_DIRECTORY/inventory.
 set -eu
 prefix=$1 base=$2
 shift 2
@@ -13,7 +14,7 @@ for name; do
     if [ -e "$stamp" ] || [ ! -e "$script" ]; then
         continue
     fi
-    before=$STATE_DIRECTORY/before
+    before=$stamp.before
     variables=$(/usr/bin/python3 -I -B "$recorder" begin "$prefix" "$base" "$name" "$before")
     status=0
     # shellcheck disable=SC2086 # a word for each; no value has a space
@@ -26,7 +27,7 @@ for name; do
         echo "the post-link script of $name failed (status $status): $script" >&2
         exit 1
     fi
-    /usr/bin/python3 -I -B "$recorder" end "$prefix" "$name" "$before"
-    rm "$before"
+    /usr/bin/python3 -I -B "$recorder" end "$prefix" "$name" "$before" "$STATE_DIRECTORY/inventory"
     : >"$stamp"
+    rm "$before"
 done
