@@ -13,7 +13,6 @@ and as an ext4 file system in a qcow2 that is compressed with zstd, all made in 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -121,9 +120,6 @@ def add_packed(path: Path, tree: Path, work: Path) -> None:
         work=work / "link",
         specs=section.specs,
     )
-    for record in (prefix / "conda-meta").glob("*.json"):
-        # conda notes here from which folder of its cache it linked; conda-pack asks for it, and there is none.
-        record.write_text(json.dumps({**json.loads(record.read_text()), "link": None}))
     tools, archive, home = work / "tools", work / "environment.tar.gz", tree / "opt/conda"
     process.run([sys.executable, "-m", "pip", "install", "--target", tools, CONDA_PACK], network=True)
     process.run(

@@ -414,17 +414,22 @@ def _repository(section: DebianSection, files: Mapping[str, Path], to: Path) -> 
     for package in section.packages:
         (to / package.filename).symlink_to(files[package.sha256])
     packages = to / "Packages"
-    stanzas = [
-        f"{debs.control(files[one.sha256])}Filename: ./{one.filename}\nSize: {one.size}\nSHA256: {one.sha256}\n"
-        for one in section.packages
-    ]
-    packages.write_text("\n".join(stanzas), encoding="utf-8")
+    packages.write_text(index(section, files), encoding="utf-8")
     # mmdebstrap looks for Essential packages in an archive of the suite's name.
     (to / "Release").write_text(
         f"Suite: {section.suite}\nCodename: {section.suite}\n"
         f"SHA256:\n {resources.sha256_of(packages)} {packages.stat().st_size} Packages\n",
         encoding="utf-8",
     )
+
+
+def index(section: DebianSection, files: Mapping[str, Path]) -> str:
+    """What the locked packages say of themselves, as the Packages file of an archive that has them in one folder."""
+    stanzas = [
+        f"{debs.control(files[one.sha256])}Filename: ./{one.filename}\nSize: {one.size}\nSHA256: {one.sha256}\n"
+        for one in section.packages
+    ]
+    return "\n".join(stanzas)
 
 
 def _packed(files: Mapping[str, str], to: Path) -> Path:

@@ -472,8 +472,10 @@ def _read_record(meta: Path, package: CondaPackage) -> dict[str, Any]:
 
 def _clean_record(record: dict[str, Any], package: CondaPackage, specs: Sequence[str]) -> None:
     """Replace what a record says of this host: paths of caches, the URL of a folder."""
-    for key in ("extracted_package_dir", "package_tarball_full_path", "link"):
+    for key in ("extracted_package_dir", "package_tarball_full_path"):
         record.pop(key, None)
+    # The folder of a cache that it was linked from, which conda-pack asks: it leaves a record that says none.
+    record["link"] = {"source": "", "type": 1}
     record["fn"] = package.filename
     record["channel"] = _channel_name(package)
     record["url"] = public_url(package)

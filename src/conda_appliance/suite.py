@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from conda_appliance import bootstrap, process
+from conda_appliance import bootstrap
 from conda_appliance.apt import Apt, RemoteFile, Steps
 from conda_appliance.definition import Base
 from conda_appliance.lock import DebianPackage, DebianSection
@@ -50,7 +50,7 @@ def move(
     apt.update()
     progress(f"reading {len(section.packages)} packages")
     locked = {one.name for one in section.packages}
-    apt.has(_index(section, files, work), wanted=bootstrap.packages(base))
+    apt.has(bootstrap.index(section, files), wanted=bootstrap.packages(base))
     going = list(dict.fromkeys(names))
     held: list[Held] = []
     while going and (kept := _held(apt, going, locked)):
@@ -63,17 +63,6 @@ def move(
     packages = [came.pop(one.name, one) for one in section.packages if one.name not in gone]
     packages += [one for one in came.values() if one.name not in gone]
     return section.model_copy(update={"packages": tuple(packages), "glibc": glibc_of(packages)}), held
-
-
-def _index(section: DebianSection, files: Mapping[str, Path], work: Path) -> str:
-    """What the locked packages say of themselves, as a Packages file."""
-    folder = work / "locked"
-    folder.mkdir()
-    for package in section.packages:
-        (folder / package.filename).symlink_to(files[package.sha256])
-    # It unpacks in TMPDIR, and what is killed there stays.
-    command = ["dpkg-scanpackages", "--multiversion", "."]
-    return process.run(command, cwd=folder, env={"TMPDIR": str(work)}).stdout
 
 
 def _held(apt: Apt, names: Sequence[str], locked: set[str]) -> list[Held]:
