@@ -140,9 +140,7 @@ def finish(to: Path, trees: Sequence[Path], *, epoch: int, boot: Path, slot: int
     _install(boot, to)
 
 
-def add(
-    to: Path, trees: Sequence[Path], found: overlay.Additions, *, epoch: int, work: Path, slot: int = 0
-) -> None:
+def add(to: Path, trees: Sequence[Path], found: overlay.Additions, *, epoch: int, work: Path) -> None:
     """Add ``found`` to a root file system that `begin` wrote and that holds the rest of ``trees``.
 
     Their times are ``epoch`` unless they say otherwise. Raises UsageError when they do not fit, and CannotAdd as
@@ -152,7 +150,7 @@ def add(
     script = work / "debugfs"
     text = ext4script.text(trees, found, epoch=epoch, work=work / "added")
     script.write_text(text, encoding="utf-8", errors="surrogateescape")
-    command = [*tools.command("debugfs"), "-w", "-f", script.absolute(), _place(to, slot)]
+    command = [*tools.command("debugfs"), "-w", "-f", script.absolute(), _place(to)]
     with (work / "debugfs.log").open("wb") as log:  # every command, and the number of each inode
         said = process.run_to(command, log, cwd=to.parent, env=tools.settings)
     # It goes on after an error, and ends with 0. Its first line there is its version.
@@ -161,7 +159,7 @@ def add(
         raise BuildError(f"debugfs could not add everything to the file system:\n{said[:2000]}")
 
 
-def _place(raw: Path, slot: int) -> str:
+def _place(raw: Path, slot: int = 0) -> str:
     """The root file system of a disk, as e2fsprogs name it from its folder, whose path may have a ``?``."""
     return f"{raw.name}?offset={plan(raw.stat().st_size, slot)[-1].start * SECTOR}"
 
