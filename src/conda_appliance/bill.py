@@ -125,8 +125,10 @@ def make(
     """
     found: list[Component] = []
     if lock.debian is not None:
-        said = _debian_facts(lock.debian.packages, files, store)
+        said = _debian_facts(lock.debian.every, files, store)
         found += [_of_debian(one, lock.debian.suite, said[one.name]) for one in lock.debian.packages]
+        for one in lock.debian.boot or ():
+            found.append(_of_debian(one, lock.debian.suite, said[one.name], part="boot loader"))
     for name, section in sorted(lock.conda.environments.items()):
         prefix = linked / section.prefix.lstrip("/")
         records = {record["name"]: record for record in prefix_check.records(prefix)}
@@ -169,7 +171,9 @@ def expression(text: str) -> str:
 # --- Debian -----------------------------------------------------------------------------------------
 
 
-def _of_debian(package: DebianPackage, suite: str, said: Mapping[str, Any]) -> Component:
+def _of_debian(
+    package: DebianPackage, suite: str, said: Mapping[str, Any], part: str = "system"
+) -> Component:
     qualifiers = {"arch": package.architecture, "distro": suite}
     if said["source"]:
         qualifiers["upstream"] = said["source"]
@@ -178,13 +182,13 @@ def _of_debian(package: DebianPackage, suite: str, said: Mapping[str, Any]) -> C
         kind="deb",
         name=package.name,
         version=package.version,
-        part="system",
+        part=part,
         sha256=package.sha256,
         purl=purl.to_string(),
         url=package.url,
         supplier=said["maintainer"],
         licences=tuple(said["licences"]),
-        texts=(f"/usr/share/doc/{package.name}/copyright",) if said["text"] else (),
+        texts=(f"/usr/share/doc/{package.name}/copyright",) if said["text"] and part == "system" else (),
     )
 
 

@@ -17,6 +17,7 @@ from conda_appliance import (
     disc,
     disctree,
     distribution,
+    emulation,
     first_boot,
     layers,
     namespace,
@@ -32,6 +33,7 @@ from conda_appliance.definition_slim import Part
 from conda_appliance.errors import BuildError, HashMismatch, UsageError
 from conda_appliance.layers import Layer, Store
 from conda_appliance.lock import EnvironmentSection, Lock
+from conda_appliance.platforms import PLATFORMS
 
 #: How much of a file is read at once, in bytes.
 _BLOCK = 1 << 20
@@ -69,7 +71,17 @@ def environment(
     if not without:
         return whole
     prefixes = {name: section.prefix for name, section in lock.conda.environments.items()}
-    return slim.layer(whole, prefixes, without, store=store, epoch=epoch, subject=subject, progress=progress)
+    return slim.layer(
+        whole,
+        prefixes,
+        without,
+        store=store,
+        epoch=epoch,
+        subject=subject,
+        platform=PLATFORMS[lock.platform],
+        starter=lambda: emulation.starter(lock.platform, lock.debian, archives, store),
+        progress=progress,
+    )
 
 
 def of_image(
@@ -88,7 +100,7 @@ def of_image(
         store=store,
         epoch=epoch,
         base=definition.base,
-        subject=definition.name,
+        subject=f"{definition.name}{definition.platform.mark}",
         without=definition.slim,
         progress=progress,
     )
@@ -146,6 +158,7 @@ def _whole(
     home = min((section.prefix for _, section in sections), key=len, default="")
 
     def make(to: Path, work: Path) -> None:
+        loader = emulation.starter(lock.platform, lock.debian, archives, store).words
         for name, section in sections:
             if section.installer is not None:
                 laid = _laid(section, lock, archives, base, store=store, epoch=epoch, progress=progress)
@@ -166,6 +179,8 @@ def _whole(
                 scripted=section.post_link or (),
                 store=store,
                 before=_before(earlier, name, section.prefix),
+                platform=lock.platform,
+                loader=loader,
             )
             if system is not None:
                 post_link.run(
@@ -186,6 +201,7 @@ def _whole(
                     prefix=section.prefix,
                     epoch=epoch,
                     work=work / "link",
+                    loader=loader,
                 )
         above = {path for _, section in sections for path in PurePosixPath(section.prefix[1:]).parents}
         inside = [PurePosixPath(section.prefix[1:]) for _, section in sections]
@@ -228,6 +244,7 @@ def _laid(
         system=lambda: _system(lock, base, archives, store, progress).path,
         store=store,
         epoch=epoch,
+        loader=lambda: emulation.starter(lock.platform, lock.debian, archives, store).words,
         progress=progress,
     )
     found, wanted = set(distribution.packages_of(made.path)), set(section.packages)

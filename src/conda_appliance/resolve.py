@@ -6,7 +6,7 @@ Packages of a channel that is a folder (the starter channel too) stand in the lo
 
 from __future__ import annotations
 
-import platform
+import platform as host
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -24,10 +24,12 @@ from conda_appliance import (
     definition,
     definition_conda,
     distribution,
+    emulation,
     layers,
     lockfiles,
     namespace,
     package,
+    platforms,
     programs,
     pypi,
     resources,
@@ -35,7 +37,7 @@ from conda_appliance import (
     trees,
 )
 from conda_appliance import environments as environment_files
-from conda_appliance.apt import Apt
+from conda_appliance.apt import Apt, RemoteFile
 from conda_appliance.contract import Contract
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import LockError, UsageError
@@ -51,9 +53,6 @@ from conda_appliance.lock import (
     Lock,
     Wheel,
 )
-
-#: The platform of the machine, by conda's name.
-PLATFORM = "linux-64"
 
 #: The channel that conda-appliance builds itself, from PyPI and Debian alone.
 STARTER = "starter"
@@ -82,15 +81,19 @@ def channels(
     for name in image.conda.channels:
         if name == STARTER:
             recipes = resources.find("channel", project(path))
-            folder = channel.build(recipes, cache.root, on_progress=progress, refresh=refresh)
+            folder = channel.build(
+                recipes, cache.root, image.platform.name, on_progress=progress, refresh=refresh
+            )
             found.append(conda.Channel(name=name, url=folder.as_uri()))
         elif is_local(name):
             folder = (path.resolve().parent / Path(name).expanduser()).resolve()
             if (folder / "channel.yaml").is_file():
-                folder = channel.build(folder, cache.root, on_progress=progress, refresh=refresh)
+                folder = channel.build(
+                    folder, cache.root, image.platform.name, on_progress=progress, refresh=refresh
+                )
             if not list(folder.glob("*/repodata.json*")):
                 raise UsageError(
-                    f"the channel {name} ({folder}) has no repodata.json in linux-64/ or noarch/",
+                    f"the channel {name} ({folder}) has no repodata.json in {image.platform.name}/ or noarch/",
                     hint="a channel is a folder as conda-index, rattler-index or conda-build leave it, "
                     "or one of recipes with a channel.yaml",
                 )
@@ -136,17 +139,21 @@ def resolve(
     cache: sources.Cache,
     progress: Callable[[str], None],
     *,
+    platform: str | None = None,
     refresh: bool = False,
     system: DebianSection | None = None,
     earlier: Lock | None = None,
     update: frozenset[str] = frozenset(),
 ) -> Lock:
-    """Ask apt and the channels what the definition means today. Needs the network.
+    """Ask apt and the channels what the definition means today on a platform, or its first. Needs the network.
 
     ``refresh``: the starter channel is asked for newer packages too. ``system``: the Debian to keep. ``earlier``: the
     environments' packages stay as that lock has them, but those named in ``update`` and what is new. Raises UsageError
     when they cannot.
     """
+    digest = definition.lock_digest(path, image)
+    image = image.on(platform)
+    platform = image.platform.name
     debian, base_image = None, None
     if image.base.debian is not None:
         progress(f"Debian {image.base.debian}: reading the signed index")
@@ -184,23 +191,24 @@ def resolve(
         image,
         folder,
         cache,
-        target=lambda name: pypi.target(environments[name].packages, promised.glibc, PLATFORM),
+        target=lambda name: pypi.target(environments[name].packages, promised.glibc, platform),
         glibc=promised.glibc,
-        platform=PLATFORM,
+        platform=platform,
         progress=progress,
     )
     return Lock(
         name=image.name,
-        digest=definition.lock_digest(path, image),
+        digest=digest,
         base=definition.base_digest(image),
         tools={
             "conda-appliance": conda_appliance.__version__,
             "py-rattler": metadata.version("py-rattler"),
-            "python": platform.python_version(),
+            "python": host.python_version(),
         },
         debian=debian,
         image=base_image,
         conda=CondaSection(
+            platform=platform,
             virtual_packages=promised.locked,
             post_link=_where(image) if any(one.post_link for one in environments.values()) else None,
             environments=environments,
@@ -223,7 +231,10 @@ def contract_of(image: ImageDefinition, debian: DebianSection | None) -> Contrac
     if debian is not None:
         kernel = contract.kernel_of(package.name for package in debian.packages)
         told = {"glibc": debian.glibc, "kernel": kernel}
-    return contract.settle(stated=image.target.model_dump(), base=told, named=str(image.base.debian))
+    stated = image.target.model_dump()
+    if image.platform.name != platforms.DEFAULT:  # whose levels `target` names
+        stated["arch_level"] = contract.LEVELS[image.platform.name][0]
+    return contract.settle(stated=stated, base=told, named=str(image.base.debian))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,13 +275,24 @@ class _Run:
     cache: sources.Cache
     progress: Callable[[str], None]
 
+    @property
+    def platform(self) -> str:
+        """The platform of the machine, by conda's name."""
+        return self.image.platform.name
+
     def solved(self, name: str, own: Mapping[str, Path], pins: _Pins) -> EnvironmentSection:
         """An environment that asks for packages: what the channels and PyPI have for it today.
 
         ``own`` are wheels that its services run.
         """
-        asked = environment_files.read(self.image.conda.environments[name], self.folder, PLATFORM)
-        packages, _ = conda.solve(asked.specs, self.places, contract=self.contract, constraints=pins.conda)
+        asked = environment_files.read(self.image.conda.environments[name], self.folder, self.platform)
+        packages, _ = conda.solve(
+            asked.specs,
+            self.places,
+            contract=self.contract,
+            platform=self.platform,
+            constraints=pins.conda,
+        )
         theirs = {
             item: self.folder / Path(item).expanduser()
             for item in asked.pip
@@ -282,7 +304,7 @@ class _Run:
             wheels = pypi.resolve(
                 requirements,
                 packages,
-                pypi.target(packages, self.contract.glibc, PLATFORM),
+                pypi.target(packages, self.contract.glibc, self.platform),
                 own={**own, **theirs},
                 cache=self.cache,
                 index=self.image.conda.pip_index,
@@ -302,7 +324,10 @@ class _Run:
                 hint="let the service run in an environment of its own",
             )
         namespace.require_root()
-        installer = distribution.locate(asked, self.folder, self.cache, self.progress)
+        emulation.require(self.image.platform)
+        installer = distribution.locate(
+            asked, self.folder, self.cache, self.progress, machine=self.image.platform.machine
+        )
         sources.fetch(_debs(debian), self.cache, offline=False, progress=self.progress)
         files = {one.sha256: self.cache.verified(one.sha256, one.filename) for one in debian.packages}
         store = Store(self.cache.root / layers.FOLDER)
@@ -315,6 +340,7 @@ class _Run:
             ),
             store=store,
             epoch=bootstrap.EPOCH,
+            loader=lambda: emulation.starter(self.platform, debian, files, store).words,
             progress=self.progress,
         )
         section = self._section(name, (), distribution.packages_of(made.path), None)
@@ -330,7 +356,7 @@ class _Run:
                 f"{', '.join(own)} would change what {path} settled",
                 hint="let the service run in an environment of its own",
             )
-        locked = lockfiles.read(path, environment.select, PLATFORM)
+        locked = lockfiles.read(path, environment.select, self.platform)
         for one in (*locked.packages, *locked.wheels):
             credentials.require_clean(one.url, f"{path}: the URL")
         theirs = [one.filename for one in locked.packages if definition_conda.is_anacondas(one.url)]
@@ -341,13 +367,13 @@ class _Run:
             self.places,
             contract=self.contract,
             mirrored=_mirrored(self.image),
-            platform=PLATFORM,
+            platform=self.platform,
             cache=self.cache,
             progress=self.progress,
         )
         wheels = None
         if locked.wheels:
-            target = pypi.target(packages, self.contract.glibc, PLATFORM)
+            target = pypi.target(packages, self.contract.glibc, self.platform)
             wheels = lockfiles.wheels(locked, target, cache=self.cache, progress=self.progress)
         return self._section(name, roots, packages, wheels)
 
@@ -400,12 +426,26 @@ def debian_section(
     image: ImageDefinition, cache: sources.Cache, progress: Callable[[str], None] = lambda _text: None
 ) -> DebianSection:
     """Every package of the machine, as the suite's signed index names them today."""
-    suite = image.base.debian
+    suite, platform = image.base.debian, image.platform
     assert suite is not None
-    with resources.work_folder(cache.root / "apt", suite, wait=progress) as state:
-        apt = Apt(suite, state=state, mirror=image.base.mirror)
+    with resources.work_folder(cache.root / "apt", f"{suite}-{platform.debian}", wait=progress) as state:
+        apt = Apt(suite, state=state, mirror=image.base.mirror, architecture=platform.debian)
         apt.update()
-        files = apt.resolve(bootstrap.packages(image.base))
+        packages = _packages(apt.resolve(bootstrap.packages(image.base, platform.debian)))
+        loaders = bootstrap.LOADERS.get(platform.name)
+        boot = _packages(apt.download_only(loaders)) if loaders else None
+    libc = next(package for package in packages if package.name == "libc6")
+    return DebianSection(
+        suite=suite,
+        architecture=platform.debian,
+        glibc=libc.version.partition("-")[0],
+        packages=packages,
+        boot=boot,
+    )
+
+
+def _packages(files: Iterable[RemoteFile]) -> tuple[DebianPackage, ...]:
+    """Files of an archive as a lock has them."""
     packages = []
     for file in files:
         name, version, architecture = unquote(file.name.removesuffix(".deb")).split("_")
@@ -419,8 +459,7 @@ def debian_section(
                 size=file.size,
             )
         )
-    libc = next(package for package in packages if package.name == "libc6")
-    return DebianSection(suite=suite, glibc=libc.version.partition("-")[0], packages=tuple(packages))
+    return tuple(packages)
 
 
 def fetch(
@@ -511,7 +550,7 @@ def export(
 
 def _debs(section: DebianSection) -> tuple[sources.Download, ...]:
     return tuple(
-        sources.Download(name=p.filename, url=p.url, sha256=p.sha256, size=p.size) for p in section.packages
+        sources.Download(name=p.filename, url=p.url, sha256=p.sha256, size=p.size) for p in section.every
     )
 
 

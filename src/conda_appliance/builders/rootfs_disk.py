@@ -51,7 +51,8 @@ def told(**found: Layer) -> str:
 class Parts:
     """What a disk is made from; ``files_apart``: the playbook did not lay the definition's files down.
 
-    ``above`` lies over what the playbook changed, where a form has more than the machine itself.
+    ``above`` lies over what the playbook changed, where a form has more than the machine itself. ``grub`` are the
+    packages with the boot loader, where the host's own is for another platform.
     """
 
     job: Job
@@ -61,6 +62,7 @@ class Parts:
     provisioned: Layer
     files_apart: bool
     above: Layer | None = None
+    grub: Layer | None = None
 
     def inputs(self) -> dict[str, str]:
         """The SHA-256 of each layer, for the manifest."""
@@ -106,9 +108,13 @@ class Parts:
             ),
             "identity": bootstrap.identity_of(self.job.lock.debian),
             "epoch": str(self.job.epoch),
-            "grub": disk.loader_parts(),
+            "grub": self.loader_parts(),
             "code": layers.code(__file__, disk.__file__),
         }
+
+    def loader_parts(self) -> dict[str, str]:
+        """What decides the boot loaders."""
+        return {"packages": self.grub.sha256} if self.grub else disk.loader_parts()
 
     def stack(self, top: Path, work: Path) -> list[Path]:
         """The whole machine as trees, the uppermost first: ``top``, the definition's files, the layers."""
@@ -144,10 +150,17 @@ class Parts:
             {
                 "identity": identity,
                 "epoch": str(epoch),
-                "grub": disk.loader_parts(),
+                "grub": self.loader_parts(),
                 "code": layers.code(disk.__file__),
             },
-            lambda to, _work: disk.loaders(to, identity=identity, epoch=epoch),
+            lambda to, _work: disk.loaders(
+                to,
+                identity=identity,
+                epoch=epoch,
+                platform=image.platform,
+                grub=self.grub.path if self.grub else None,
+                system=self.system.path,
+            ),
             quiet=True,
         )
         disk.write(
@@ -160,6 +173,7 @@ class Parts:
             work=work,
             taken=self.size(),
             boot=boot.path,
+            platform=image.platform,
         )
 
 
@@ -257,7 +271,8 @@ def split(parts: Parts, step: log.Step) -> DiskImage:
         progress=step.update,
     )
     step.note(told(root=around, environments=image))
-    slot = disk.plan(job.image.disk.size, job.image.disk.slot)[2]
+    partitions = disk.plan(job.image.disk.size, job.image.disk.slot, job.image.platform)
+    slot = next(one for one in partitions if one.name == disk.ENVIRONMENTS[0])
     return DiskImage(
         path=around.path,
         format="raw",
