@@ -15,15 +15,16 @@ HOST := python3 python3-venv ca-certificates openssh-client \
 
 # What only the tests need: another boot loader, for a cloud image that is not ours; another shell, and a critic of ours;
 # what reads, unpacks and runs containers; a critic of packages; other readers of discs; what signs an archive of ours; what
-# adds and starts Vagrant boxes.
+# adds and starts Vagrant boxes; what compiles for, emulates and starts machines of linux-aarch64.
 TEST_HOST := syslinux syslinux-common busybox-static shellcheck skopeo umoci runc lintian genisoimage libarchive-tools p7zip-full gpg \
-	vagrant vagrant-libvirt libvirt-daemon-system libvirt-clients dnsmasq-base iptables iproute2
+	vagrant vagrant-libvirt libvirt-daemon-system libvirt-clients dnsmasq-base iptables iproute2 \
+	qemu-user-static qemu-system-arm qemu-efi-aarch64 gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 
 # Tests at a time. An emulated machine keeps one processor busy.
 JOBS ?= 2
 FORM_TESTS := $(addprefix tests/boot/,test_rootfs.py test_forms.py test_boot_discs.py test_discs.py test_vagrant.py)
 
-.PHONY: help quickstart test check unit host install lint forms-table bench docs clean
+.PHONY: help quickstart test check unit host emulation install lint forms-table bench docs clean
 
 help: ## show this
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -32,7 +33,7 @@ quickstart: host install ## from a clone to a machine image that booted and pass
 	$(BIN)/conda-appliance build --lock images/hello.yaml
 
 test: HOST += $(TEST_HOST)
-test: host install lint ## everything: lint, types, unit tests, real tools, real boots
+test: host emulation install lint ## everything: lint, types, unit tests, real tools, real boots
 	$(BIN)/pytest --numprocesses $(JOBS) --no-loadscope-reorder
 
 forms-table: HOST += $(TEST_HOST)
@@ -61,6 +62,11 @@ host: ## install the Debian packages that are missing
 	  echo "installing:" $$missing; \
 	  $(SUDO) apt-get update -q && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -q -y --no-install-recommends $$missing; \
 	fi
+
+emulation: host ## let this host run programs of linux-aarch64, where it does not yet (a container: systemd does it elsewhere)
+	@[ "$$(uname -m)" = aarch64 ] || [ -e /proc/sys/fs/binfmt_misc/qemu-aarch64 ] || { \
+	  [ -e /proc/sys/fs/binfmt_misc/register ] || $(SUDO) mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc; \
+	  $(SUDO) sh -c 'cat /usr/lib/binfmt.d/qemu-aarch64.conf >/proc/sys/fs/binfmt_misc/register'; }
 
 install: $(BIN)/.installed ## put conda-appliance and its libraries into .venv
 

@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 #: Boot tests that make their own machines; the others start from two that are built once in a run.
-ALONE = ("test_boot_discs.py", "test_cloud_image.py", "test_distributions.py", "test_programs.py")
+ALONE = (
+    "test_aarch64.py",
+    "test_boot_discs.py",
+    "test_cloud_image.py",
+    "test_distributions.py",
+    "test_programs.py",
+)
 
 #: Tools tests that share a Debian, which takes a minute to make.
 DEBIAN = (

@@ -86,12 +86,13 @@ disc=$here data=$here/installer
 # shellcheck source=relocate.sh
 . "$data/relocate.sh"
 
-name='' version='' summary='' id='' built='' longest=0 fixed='' kilobytes=0 packages=0 environments=''
+name='' version='' summary='' machine='' id='' built='' longest=0 fixed='' kilobytes=0 packages=0 environments=''
 while read -r key value; do
     case $key in
     name) name=$value ;;
     version) version=$value ;;
     summary) summary=$value ;;
+    machine) machine=$value ;;
     id) id=$value ;;
     prefix) built=$value ;;
     longest) longest=$value ;;
@@ -101,6 +102,9 @@ while read -r key value; do
     environment) environments="$environments $value" ;;
     esac
 done <"$data/about"
+
+[ "$action" != install ] || [ "$(uname -m)" = "$machine" ] ||
+    die "this machine is $(uname -m), and $name is for $machine" "take the disc of $name for $(uname -m)" 2
 
 root=''
 [ "$(id -u)" != 0 ] || root=yes

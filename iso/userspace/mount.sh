@@ -61,12 +61,13 @@ here=$(cd "$(dirname "$0")" && pwd -P)
 disc=$here setup=$here/setup
 [ -e "$setup/about" ] || die "there is no setup/ beside this script" "run it from the disc" 2
 
-name='' version='' summary='' label='' prefix='' where='' state='' form='' device='' disc_unit='' unit='' environments=''
+name='' version='' summary='' machine='' label='' prefix='' where='' state='' form='' device='' disc_unit='' unit='' environments=''
 while read -r key value; do
     case $key in
     name) name=$value ;;
     version) version=$value ;;
     summary) summary=$value ;;
+    machine) machine=$value ;;
     label) label=$value ;;
     prefix) prefix=$value ;;
     where) where=$value ;;
@@ -78,6 +79,9 @@ while read -r key value; do
     environment) environments="$environments $value" ;;
     esac
 done <"$setup/about"
+
+[ "$action" = undo ] || [ "$(uname -m)" = "$machine" ] ||
+    die "this machine is $(uname -m), and $name is for $machine" "take the disc of $name for $(uname -m)" 2
 units=/etc/systemd/system
 [ "$here" != "$state" ] || [ "$action" = undo ] || die "this is what the machine keeps of the disc $label" \
     "sh $state/mount.sh --undo, or run mount.sh from the disc" 2

@@ -6,12 +6,13 @@ The map. The number is a module's layer; imports point to lower numbers only (a 
 redact       0 takes secrets out of what is told
 errors       0 every error: message, hint, exit code
 log          0 steps and progress; stderr only
+platforms    0 the platforms that a machine may be of, and what all others call them: one table
 lazy         0 loads a large library when it is first used
 fields       0 what single values of a definition may be
 prefix_check 0 checks an environment against its records; standard library only, runs on the machine too
 first_boot   0 records what post-link scripts did, on the machine too; standard library only
 trees        0 what a tree of files holds, as text that can be hashed and compared
-formats      0 all forms that an appliance ships as: one table
+formats      1 all forms that an appliance ships as: one table
 overlay      0 trees laid over each other, some of which are there already → what is to be added
 elf          0 what an ELF file says of its debug symbols, and how it is loaded
 facts        0 what a machine should be, as its checks read it
@@ -47,6 +48,7 @@ package      3 conda packages as files: .conda archives and repodata
 apt          3 a suite's signed index → the packages to install, with URL and SHA-256
 diskforms    4 a disk image → the files that hypervisors and clouds take
 vagrant      3 a machine that `vagrant up` started: a way in
+emulation    4 whether this host runs another platform's programs, and how those of its environments are started
 qemu         4 QEMU's command line, firmware and control protocol
 sources      3 the only network: verified downloads into the cache
 disctree     4 what a disc will hold: its tree, its SHA256SUMS, its names

@@ -18,8 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from conda_appliance import process, resources
+from conda_appliance import platforms, process, resources
 from conda_appliance.errors import UsageError
+from conda_appliance.platforms import PLATFORMS, Platform
 
 #: The environment variable that names the accelerator, ``kvm`` or ``tcg``, instead of the probe.
 VARIABLE = "CONDA_APPLIANCE_ACCEL"
@@ -32,20 +33,28 @@ DEVICE = Path("/dev/kvm")
 #: QEMU's processor for each accelerator. Under emulation ``svm`` makes guests load kvm_amd and ``la57`` makes
 #: every memory access walk a fifth level of page tables.
 CPU = {"kvm": "host", "tcg": "max,-svm,-la57"}
+#: … and the emulated processor of another platform, by its machine. Pointers are signed by a quick hash of QEMU's own
+#: instead of the cipher that the architecture names (QEMU's docs/system/arm/cpu-features.rst).
+CPU_OF = {"aarch64": "max,pauth-impdef=on"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Accelerator:
-    """How QEMU runs guests here: ``kvm`` (by the processor) or ``tcg`` (in software), and why."""
+    """How QEMU runs guests here: ``kvm`` (by the processor) or ``tcg`` (in software), and why.
+
+    ``machine`` is the guest's, as uname(1) says it.
+    """
 
     name: Literal["kvm", "tcg"]
     reason: str
+    machine: str = "x86_64"
 
     @property
     def arguments(self) -> list[str]:
         """What QEMU is told: ``-accel … -cpu …``."""
         accel = "kvm" if self.name == "kvm" else "tcg,thread=multi"
-        return ["-accel", accel, "-cpu", CPU[self.name]]
+        cpu = CPU_OF.get(self.machine, CPU["tcg"]) if self.name == "tcg" else CPU["kvm"]
+        return ["-accel", accel, "-cpu", cpu]
 
     @property
     def processors(self) -> int:
@@ -69,12 +78,14 @@ class Accelerator:
         return f"{kind}: {self.reason}"
 
 
-def accelerator() -> Accelerator:
-    """The accelerator to use here; the probe's answer is kept until the host or its QEMU changes.
+def accelerator(platform: Platform = PLATFORMS[platforms.DEFAULT]) -> Accelerator:
+    """The accelerator to use here for machines of ``platform``; the probe's answer is kept until host or QEMU changes.
 
-    ``CONDA_APPLIANCE_ACCEL=kvm|tcg`` decides instead of the probe. Raises UsageError when it says neither,
-    ToolMissing without QEMU.
+    What is not this host's own platform is emulated. ``CONDA_APPLIANCE_ACCEL=kvm|tcg`` decides instead of the probe.
+    Raises UsageError when it says neither, ToolMissing without QEMU.
     """
+    if platform.name != platforms.DEFAULT:
+        return Accelerator(name="tcg", reason=f"the machine is {platform.machine}", machine=platform.machine)
     asked = os.environ.get(VARIABLE)
     if asked:
         if asked not in ("kvm", "tcg"):

@@ -56,7 +56,15 @@ class Steps:
 class Apt:
     """apt for one suite, in a folder of its own."""
 
-    def __init__(self, suite: str, *, state: Path, mirror: str | None = None, sources: bool = False) -> None:
+    def __init__(
+        self,
+        suite: str,
+        *,
+        state: Path,
+        mirror: str | None = None,
+        sources: bool = False,
+        architecture: str = "amd64",
+    ) -> None:
         """Prepare ``state``. ``mirror``: an archive's base URL; without it the host's own for Debian.
 
         The suite's updates and security updates are always asked for; a named mirror may lack them, which is
@@ -70,6 +78,7 @@ class Apt:
             )
         self.suite = suite
         self.state = state
+        self._architecture = architecture
         main, security = (mirror, security_of(mirror)) if mirror else host_mirrors()
         self._may_lack = {f"{suite}-updates", f"{suite}-security"} if mirror else set()
         self._types = "deb deb-src" if sources else "deb"
@@ -78,13 +87,15 @@ class Apt:
             (state / folder).mkdir(parents=True, exist_ok=True)
         (state / "status").touch()
         self._config = state / "apt.conf"
-        self._config.write_text(_CONFIG.format(state=state) + _host_settings(), encoding="utf-8")
+        self._config.write_text(
+            _CONFIG.format(state=state, architecture=architecture) + _host_settings(), encoding="utf-8"
+        )
         self._write_sources()
 
     def _write_sources(self) -> None:
         stanzas = [
             f"Types: {self._types}\nURIs: {url}\nSuites: {suite}\nComponents: main\n"
-            f"Architectures: amd64\nSigned-By: {KEYRING}\n"
+            f"Architectures: {self._architecture}\nSigned-By: {KEYRING}\n"
             for suite, url in self._places.items()
         ]
         (self.state / "etc/debian.sources").write_text("\n".join(stanzas), encoding="utf-8")
@@ -130,7 +141,9 @@ class Apt:
         (self.state / "status").write_text(status, encoding="utf-8")
         needed = sorted({*names} - {*wanted})
         (self.state / "extended_states").write_text(
-            "\n".join(f"Package: {name}\nArchitecture: amd64\nAuto-Installed: 1\n" for name in needed),
+            "\n".join(
+                f"Package: {name}\nArchitecture: {self._architecture}\nAuto-Installed: 1\n" for name in needed
+            ),
             encoding="utf-8",
         )
 
@@ -204,8 +217,8 @@ Dir::Etc::trusted "{state}/none";
 Dir::Etc::trustedparts "{state}/etc/trusted";
 Dir::Etc::netrc "/etc/apt/auth.conf";
 Dir::Etc::netrcparts "/etc/apt/auth.conf.d";
-APT::Architecture "amd64";
-APT::Architectures {{ "amd64"; }};
+APT::Architecture "{architecture}";
+APT::Architectures {{ "{architecture}"; }};
 APT::Sandbox::User "root";
 APT::Get::List-Cleanup "true";
 APT::Protect-Kernels "false";

@@ -13,34 +13,42 @@ from conda_appliance import build as builds
 from conda_appliance import definition, log, process
 from conda_appliance.build import Result
 from conda_appliance.errors import ApplianceError, UsageError
+from conda_appliance.platforms import PLATFORMS
 
 
-def build(paths: Sequence[Path], **options: Any) -> list[Result]:
+def build(paths: Sequence[Path], *, platform: str | None = None, **options: Any) -> list[Result]:
     """Build every definition, as many at a time as there are processors; ``options`` are those of `build.build`.
 
-    A definition that fails does not keep the others from being built: then all failures are told, and the first is
-    raised. Raises UsageError when two have the same name.
+    Of each definition every platform, or ``platform`` alone. One that fails does not keep the others from being built:
+    then all failures are told, and the first is raised. Raises UsageError when two have the same name.
     """
-    names = [definition.load_image(path).name for path in paths]
+    images = [definition.load_image(path) for path in paths]
+    names = [image.name for image in images]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(
             f"several definitions are named {', '.join(twice)}", hint="their results would be in one folder"
         )
-    if len(paths) == 1:
-        return [builds.build(paths[0], **options)]
+    wanted = {
+        f"{image.name}{PLATFORMS[one].mark}": (path, one)
+        for path, image in zip(paths, images, strict=True)
+        for one in ([image.on(platform).platform.name] if platform else image.platforms)
+    }
+    if len(wanted) == 1:
+        [(path, one)] = wanted.values()
+        return [builds.build(path, platform=one, **options)]
     started = time.monotonic()
-    tasks = [partial(_one, path, name, options) for path, name in zip(paths, names, strict=True)]
+    tasks = [partial(_one, path, one, name, options) for name, (path, one) in wanted.items()]
     outcomes = process.side_by_side(*tasks, workers=os.cpu_count() or 1)
-    _summarise(dict(zip(names, outcomes, strict=True)), time.monotonic() - started)
+    _summarise(dict(zip(wanted, outcomes, strict=True)), time.monotonic() - started)
     errors = [one for one in outcomes if isinstance(one, ApplianceError)]
     if errors:
         raise errors[0]
     return [one for one in outcomes if isinstance(one, Result)]
 
 
-def _one(path: Path, name: str, options: dict[str, Any]) -> Result | ApplianceError:
+def _one(path: Path, platform: str, name: str, options: dict[str, Any]) -> Result | ApplianceError:
     try:
-        return builds.build(path, label=name, **options)
+        return builds.build(path, platform=platform, label=name, **options)
     except ApplianceError as error:
         log.error(f"{name}: {error.message}")
         return error

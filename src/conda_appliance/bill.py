@@ -25,7 +25,7 @@ from packaging.licenses import InvalidLicenseExpression, canonicalize_license_ex
 from conda_appliance import bootstrap, conda, debs, layers, prefix_check, process, pypi, resources, trees
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.layers import Layer, Store
-from conda_appliance.lock import CondaPackage, DebianPackage, Lock, Wheel
+from conda_appliance.lock import CondaPackage, DebianPackage, DebianSection, Lock, Wheel
 
 #: Where the bill stands in a machine image, as CycloneDX.
 PLACE = "etc/conda-appliance/sbom.cdx.json"
@@ -130,8 +130,10 @@ def make(
         def system() -> Layer | None:
             return bootstrap.there(debian, image.base, store=store, without=image.slim)
 
-        said = _debian_facts(debian.packages, files, store, system)
+        said = _debian_facts(debian, files, store, system)
         found += [_of_debian(one, lock.debian.suite, said[one.name]) for one in lock.debian.packages]
+        for one in lock.debian.boot or ():
+            found.append(_of_debian(one, lock.debian.suite, said[one.name], part="boot loader"))
     for name, section in sorted(lock.conda.environments.items()):
         prefix = linked / section.prefix.lstrip("/")
         records = {record["name"]: record for record in prefix_check.records(prefix)}
@@ -174,7 +176,9 @@ def expression(text: str) -> str:
 # --- Debian -----------------------------------------------------------------------------------------
 
 
-def _of_debian(package: DebianPackage, suite: str, said: Mapping[str, Any]) -> Component:
+def _of_debian(
+    package: DebianPackage, suite: str, said: Mapping[str, Any], part: str = "system"
+) -> Component:
     qualifiers = {"arch": package.architecture, "distro": suite}
     if said["source"]:
         qualifiers["upstream"] = said["source"]
@@ -183,18 +187,18 @@ def _of_debian(package: DebianPackage, suite: str, said: Mapping[str, Any]) -> C
         kind="deb",
         name=package.name,
         version=package.version,
-        part="system",
+        part=part,
         sha256=package.sha256,
         purl=purl.to_string(),
         url=package.url,
         supplier=said["maintainer"],
         licences=tuple(said["licences"]),
-        texts=(f"/usr/share/doc/{package.name}/copyright",) if said["text"] else (),
+        texts=(f"/usr/share/doc/{package.name}/copyright",) if said["text"] and part == "system" else (),
     )
 
 
 def _debian_facts(
-    packages: Sequence[DebianPackage],
+    section: DebianSection,
     files: Mapping[str, Path],
     store: Store,
     system: Callable[[], Layer | None],
@@ -203,14 +207,20 @@ def _debian_facts(
 
     def make(to: Path, work: Path) -> None:
         unpacked = system()
-        root = work if unpacked is None else unpacked.path
-        if unpacked is None:
-            _unpack_copyrights(packages, files, work)
-        said = {one.name: _facts(one, debs.control(files[one.sha256]), root) for one in packages}
+        rest = section.every if unpacked is None else section.boot or ()
+        _unpack_copyrights(rest, files, work)
+        said = {
+            one.name: _facts(
+                one,
+                debs.control(files[one.sha256]),
+                work if unpacked is None or one in rest else unpacked.path,
+            )
+            for one in section.every
+        }
         to.write_text(json.dumps(said, sort_keys=True), encoding="utf-8")
 
     parts: layers.Parts = {
-        "packages": layers.digest_of(sorted(one.sha256 for one in packages)),
+        "packages": layers.digest_of(sorted(one.sha256 for one in section.every)),
         "code": layers.code(__file__),
     }
     layer = store.get("debian-facts", parts, make, name="facts.json", quiet=True)

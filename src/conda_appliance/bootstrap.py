@@ -13,13 +13,14 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from conda_appliance import debs, layers, process, render, resources
+from conda_appliance import debs, emulation, layers, process, render, resources
 from conda_appliance.apt import DEFAULT_MIRROR, DEFAULT_SECURITY
 from conda_appliance.definition import Base
 from conda_appliance.definition_slim import Part
 from conda_appliance.errors import BuildError
 from conda_appliance.layers import Layer, Store
 from conda_appliance.lock import DebianSection
+from conda_appliance.platforms import PLATFORMS
 
 #: What every appliance has beside Debian's Essential packages, and why.
 PACKAGES = (
@@ -43,11 +44,14 @@ PACKAGES = (
     "apt",
 )
 
-#: … and its kernel, by `Base.kernel`.
+#: … and its kernel, by `Base.kernel`, but for the architecture that their names end in.
 KERNELS = {
-    "cloud": "linux-image-cloud-amd64",  # for virtual machines: a tenth of the modules
-    "generic": "linux-image-amd64",
+    "cloud": "linux-image-cloud",  # for virtual machines: a tenth of the modules
+    "generic": "linux-image",
 }
+#: What has the boot loader of another platform than the host's: its own packages, which are locked with the machine's
+#: and never installed. (Debian has GRUB's files for arm64 for hosts of that architecture alone.)
+LOADERS = {"linux-aarch64": ("grub-common", "grub-efi-arm64-bin", "libdevmapper1.02.1")}
 
 #: Units that only cost an appliance its start-up, or change it behind its owner's back.
 MASKED = (
@@ -151,9 +155,12 @@ def tools() -> tuple[str, ...]:
     return ("mmdebstrap", "tar", "unshare")
 
 
-def packages(base: Base) -> list[str]:
-    """The names of the packages that a machine asks for: what they depend on comes with them."""
-    return [KERNELS[base.kernel], *PACKAGES, *base.packages]
+def packages(base: Base, architecture: str) -> list[str]:
+    """The names of the packages that a machine asks for: what they depend on comes with them.
+
+    ``architecture`` is Debian's name of it.
+    """
+    return [f"{KERNELS[base.kernel]}-{architecture}", *PACKAGES, *base.packages]
 
 
 def disk_drivers(base: Base) -> str:
@@ -163,7 +170,7 @@ def disk_drivers(base: Base) -> str:
 
 def identity_of(section: DebianSection) -> str:
     """The UUID of the root file system: it follows from what is in it, so two machines of one lock look alike."""
-    return str(uuid.uuid5(_NAMESPACE, json.dumps(section.model_dump(), sort_keys=True)))
+    return str(uuid.uuid5(_NAMESPACE, json.dumps(section.model_dump(exclude={"boot"}), sort_keys=True)))
 
 
 def system(
@@ -212,12 +219,31 @@ def _parts(section: DebianSection, base: Base, slim: Sequence[Part]) -> layers.P
         # With what was asked for: apt remembers which of the packages that was (its extended_states).
         "base": json.dumps(base.model_dump(mode="json"), sort_keys=True),
         "files": {
-            **early_files(identity_of(section), base),
+            **early_files(identity_of(section), base, section.architecture),
             **late_files(section.suite, base.mirror, base.boot),
         },
         "code": layers.code(__file__),
         **({"slim": ", ".join(slim)} if slim else {}),
     }
+
+
+def boot_loader(
+    section: DebianSection, files: Mapping[str, Path], *, store: Store, progress: Callable[[str], None]
+) -> Layer | None:
+    """The packages with the boot loader of another platform, unpacked: from the cache or now; else the host has it."""
+    if not section.boot:
+        return None
+    wanted = section.boot
+
+    def make(to: Path, work: Path) -> None:
+        progress("unpacking the boot loader")
+        emulation.unpack([files[one.sha256] for one in wanted], to, work)
+
+    parts: layers.Parts = {
+        "packages": {one.name: one.sha256 for one in wanted},
+        "code": layers.code(str(emulation.__file__)),
+    }
+    return store.get("boot-loader", parts, make, subject=section.suite, progress=progress, quiet=True)
 
 
 def root_tar(
@@ -239,14 +265,15 @@ def root_tar(
     shop = work / "bootstrap"
     shop.mkdir()
     _repository(section, files, shop / "repository")
-    early = _packed(early_files(identity, base), shop / "early.tar")
+    early = _packed(early_files(identity, base, section.architecture), shop / "early.tar")
     late = _packed(late_files(section.suite, base.mirror, base.boot), shop / "late.tar")
     excluding = _packed(_excluding(base, without), shop / "excluding.tar")
     command = [
         "mmdebstrap",
         "--variant=essential",
-        f"--include={','.join(packages(base))}",
-        "--architectures=amd64",
+        f"--include={','.join(packages(base, section.architecture))}",
+        f"--architectures={section.architecture}",
+        "--skip=check/qemu",  # `emulation` has looked, and knows more
         "--skip=cleanup/apt",
         "--dpkgopt=force-unsafe-io",
         # Not by --dpkgopt: mmdebstrap would pass each of the first packages through a filter in Python.
@@ -337,8 +364,9 @@ _FAST = (
 )
 
 
-def early_files(identity: str, base: Base) -> dict[str, str]:
+def early_files(identity: str, base: Base, architecture: str = "amd64") -> dict[str, str]:
     """What the packages find already when they are configured, as path → text."""
+    platform = next(one for one in PLATFORMS.values() if one.debian == architecture)
     fast = base.boot == "fast"
     drivers = render.text("boot/drivers.j2")
     scripts = {
@@ -357,7 +385,11 @@ def early_files(identity: str, base: Base) -> dict[str, str]:
         ),
         **({f"etc/initramfs-tools/scripts/{name}": text for name, text in scripts.items()} if fast else {}),
         "boot/grub/grub.cfg": render.text(
-            "boot/grub.cfg.j2", uuid=identity, options=OPTIONS_FAST if fast else ""
+            "boot/grub.cfg.j2",
+            uuid=identity,
+            console=platform.console,
+            port="bios" in platform.firmware,
+            options=OPTIONS_FAST if fast else "",
         ),
     }
 

@@ -20,6 +20,12 @@ PROVIDERS = {"box-libvirt": "libvirt", "box-virtualbox": "virtualbox", "box-qemu
 #: The form of the disk in each box.
 DISKS = {"box-libvirt": "qcow2", "box-virtualbox": "vmdk", "box-qemu": "qcow2"}
 
+#: UEFI's firmware in one file, by the machine's processor: where Debian and Ubuntu have it.
+_FIRMWARE = {
+    "x86_64": "/usr/share/ovmf/OVMF.fd",
+    "aarch64": "/usr/share/qemu-efi-aarch64/QEMU_EFI.fd",
+}
+
 _PACK = "pigz -n"
 
 
@@ -69,7 +75,7 @@ def _disk(form: str) -> str:
 def _texts(form: str, image: ImageDefinition, *, size: int, project: Path | None) -> dict[str, str]:
     """The files of a box but its disk, whose ``size`` in bytes an OVF names."""
     provider = PROVIDERS[form]
-    about: dict[str, object] = {"provider": provider, "architecture": "amd64"}
+    about: dict[str, object] = {"provider": provider, "architecture": image.platform.debian}
     if provider != "virtualbox":
         # In GiB, and only whole ones are understood.
         about |= {"format": "qcow2", "virtual_size": -(-image.disk.size // (1 << 30))}
@@ -80,6 +86,8 @@ def _texts(form: str, image: ImageDefinition, *, size: int, project: Path | None
             project=project,
             name=image.name,
             version=image.version,
+            machine=image.platform.machine,
+            firmware=_FIRMWARE[image.platform.machine],
             provider=provider,
             cpus=image.ova.cpus,
             memory_mib=image.ova.memory >> 20,

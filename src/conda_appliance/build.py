@@ -25,6 +25,7 @@ from conda_appliance import (
     containers,
     cyclonedx,
     definition,
+    emulation,
     export,
     formats,
     identity,
@@ -67,28 +68,31 @@ class Result:
     made: bool
 
 
-def update_lock(path: Path, names: Sequence[str]) -> lock.Lock:
+def update_lock(path: Path, names: Sequence[str], *, platform: str | None = None) -> lock.Lock:
     """Move the packages ``names`` in the definition's lock to what is newest, and no other; tells what moved.
 
-    ``deb:NAME`` is Debian's, where an environment has a package of that name too. Raises UsageError for a package that
-    the lock has not; LockError for a lock that is stale already.
+    ``deb:NAME`` is Debian's, where an environment has a package of that name too. In a lock of several platforms those
+    of one move, else of the first. Raises UsageError for a package that the lock has not; LockError for a lock that is
+    stale already.
     """
     image = definition.load_image(path)
     target = lock.path_for(path)
-    current = lock.read(target)
+    current = lock.read(target, platform)
     lock.require_fresh(current, definition.lock_digest(path, image), path)
     ours, debians = _require_movable(current, names, path)
     with _cache() as cache, log.step(f"Update {', '.join(names)} in {target}") as step:
         system, kept = current.debian, list[suite.Held]()
         if system is not None and debians:
             system, kept = resolve.move_debian(system, image, debians, cache, step.update)
-        anew = partial(resolve.resolve, image, path, cache, step.update, system=system)
+        anew = partial(
+            resolve.resolve, image, path, cache, step.update, platform=current.platform, system=system
+        )
         made = anew(earlier=current, update=frozenset(ours))
         moved = changes.between(current, made)
         there = {change.name for section in moved if section.title != "System" for change in section.changes}
         # One that stays: is there nothing newer, or do others hold it?
         free = made if there >= {*ours} else anew()
-        lock.write(made, target)
+        lock.write_one(made, target)
     for line in changes.text(moved).splitlines():
         log.info(line)
     for one in kept:
@@ -135,45 +139,68 @@ def _require_movable(
     return tuple(ours), tuple(debians)
 
 
-def ensure_lock(path: Path, *, upgrade: bool = False) -> tuple[lock.Lock, bool]:
-    """The definition's lock, written anew if it is missing or stale or ``upgrade`` is asked; and whether it was."""
+def ensure_lock(path: Path, *, upgrade: bool = False) -> tuple[list[lock.Lock], bool]:
+    """The definition's locks, of each platform, written anew if they are missing or stale or ``upgrade`` is asked; and
+    whether they were."""
     image = definition.load_image(path)
     target = lock.path_for(path)
-    system = None
+    systems: dict[str, lock.DebianSection | None] = {}
     if not upgrade and target.exists():
-        current = lock.read(target)
-        if current.base == definition.base_digest(image):
-            system = current.debian  # a changed environment is no reason for another system
-        if current.digest == definition.lock_digest(path, image):
+        current = lock.read_all(target)
+        if current[0].base == definition.base_digest(image):
+            # A changed environment is no reason for another system.
+            systems = {one.platform: one.debian for one in current}
+        if current[0].digest == definition.lock_digest(path, image):
             log.info(f"{target} is up to date")
             return current, False
-    with _cache() as cache, log.step(f"Lock {path}") as step:
-        made = resolve.resolve(image, path, cache, step.update, refresh=upgrade, system=system)
-        lock.write(made, target)
-        step.note(_count(made))
+    made = []
+    for platform in image.platforms:
+        of = f" for {platform}" if len(image.platforms) > 1 else ""
+        with _cache() as cache, log.step(f"Lock {path}{of}") as step:
+            one = resolve.resolve(
+                image,
+                path,
+                cache,
+                step.update,
+                platform=platform,
+                refresh=upgrade,
+                system=systems.get(platform),
+            )
+            step.note(_count(one))
+        made.append(one)
+    lock.write(made, target)
     return made, True
 
 
-def export_lock(path: Path, form: str, environment: str) -> str:
-    """An environment of the definition's lock as another tool's lock: its text."""
-    image, locked = _read(path)
+def export_lock(path: Path, form: str, environment: str, *, platform: str | None = None) -> str:
+    """An environment of the definition's lock, on a platform or its first, as another tool's lock: its text."""
+    image, locked = _read(path, platform=platform)
     with _cache() as cache, log.step(f"Export {lock.path_for(path)} as {form}") as step:
         return resolve.export(
             locked, image, path, cache, form=form, environment=environment, progress=step.update
         )
 
 
-def fetch(path: Path, *, offline: bool = False, locked: lock.Lock | None = None) -> resolve.Inputs:
-    """Bring what the lock (the definition's own, or ``locked``) names into the cache, verified."""
-    image, locked = _read(path, locked=locked)
-    with _cache() as cache:
-        return _fetch(image, locked, path, cache, offline=offline)
+def fetch(
+    path: Path, *, offline: bool = False, locked: lock.Lock | None = None, platform: str | None = None
+) -> resolve.Inputs:
+    """Bring what the lock (the definition's own, or ``locked``) names into the cache, verified.
+
+    All of it, where no ``platform`` is named.
+    """
+    files: dict[str, Path] = {}
+    of = [locked.platform] if locked else [platform] if platform else definition.load_image(path).platforms
+    for one in of:
+        image, read = _read(path, locked=locked, platform=one)
+        with _cache() as cache:
+            files |= _fetch(image, read, path, cache, offline=offline).files
+    return resolve.Inputs(files=files)
 
 
-def render(path: Path, *, out: Path, to: Path | None, offline: bool) -> Path:
+def render(path: Path, *, out: Path, to: Path | None, offline: bool, platform: str | None = None) -> Path:
     """Write the files that a build would run, with the discs they name; returns their folder."""
-    image, locked = _read(path)
-    target = (to or out / image.name / "render").resolve()
+    image, locked = _read(path, platform=platform)
+    target = (to or out / image.name / f"render{image.platform.mark}").resolve()
     builder = builders.BUILDERS[image.builder]
     with _cache() as cache, resources.work_folder(target.parent, f".{target.name}") as work:
         store = layers.Store(cache.root / LAYERS)
@@ -199,8 +226,9 @@ def build(
     locked: lock.Lock | None = None,
     store: layers.Store | None = None,
     label: str = "",
+    platform: str | None = None,
 ) -> Result:
-    """One definition → one image, booted and checked.
+    """One definition → one image, booted and checked: of ``platform``, else that of ``locked`` or the first.
 
     ``explain`` tells of everything that has to be made what made it new. ``locked`` goes before the definition's own
     lock, and ``store`` before the cache's layers. ``label`` marks what is said. Raises LockError for a stale lock,
@@ -208,7 +236,7 @@ def build(
     kept of this one is said.
     """
     started = time.monotonic()
-    image, locked = _read(path, builder, locked)
+    image, locked = _read(path, builder, locked, platform)
     chosen = builders.BUILDERS[image.builder]
     build_id = identity.identify(image, locked, path)
     home = out.resolve() / image.name
@@ -243,7 +271,7 @@ def build(
         artifacts += shipping.delivered(job, home, work, used)
         artifacts.sort(key=lambda one: image.formats.index(one.record.format))
         boots = _checks(image, check=check or image.builder == "packer")
-        accelerator = machine.accelerator().name if boots else None
+        accelerator = machine.accelerator(image.platform).name if boots else None
         report = _checked(bootable, image, locked, path, work, check_digest) if bootable else None
         resources.remove(work / "bootable")
         resources.write(work / f"{image.name}.lock", job.lock_text)
@@ -253,6 +281,7 @@ def build(
             name=image.name,
             version=image.version,
             summary=image.summary,
+            platform=image.platform.name,
             id=build_id,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             builder=image.builder,
@@ -270,7 +299,7 @@ def build(
             slim=left_out,
         )
         manifest.write(written, work)
-        results.publish(work, final)
+        results.publish(work, final, link=_link(path, image))
         catalog.refresh(home)
     store.release()
     store.keep_within()
@@ -281,12 +310,20 @@ def build(
 
 
 def check(
-    image: str, *, out: Path, firmware: str | None, memory: int | None, report: Path | None
+    image: str,
+    *,
+    out: Path,
+    firmware: str | None,
+    memory: int | None,
+    report: Path | None,
+    platform: str | None = None,
 ) -> dict[str, Any]:
     """Boot a result on an overlay and run its checks. Raises CheckFailed when one fails."""
-    disk, path = _checkable(image, out)
-    parsed, locked = _read(path)
-    target = (report or out / parsed.name / "check").resolve()
+    found = _checkable(image, out, platform)
+    disk, path = found.disk, found.definition
+    assert path is not None
+    parsed, locked = _read(path, platform=found.platform)
+    target = (report or out / parsed.name / f"check{parsed.platform.mark}").resolve()
     with _report(target) as work, log.step(f"Check {disk.name}") as step:
         outcome = checks.run(
             disk,
@@ -335,27 +372,35 @@ def publish(image: str, *, out: Path, to: Path | None, url: str) -> Path:
 
 
 def boot_time(
-    image: str, *, out: Path, firmware: str | None, memory: int | None, report: Path | None
+    image: str,
+    *,
+    out: Path,
+    firmware: str | None,
+    memory: int | None,
+    report: Path | None,
+    platform: str | None = None,
 ) -> BootTime:
     """Boot a result on an overlay and tell how it starts. Raises CheckFailed when its service does not answer."""
-    disk, path = _checkable(image, out)
-    parsed = definition.load_image(path)
-    target = (report or out / parsed.name / "boot-time").resolve()
+    found = _checkable(image, out, platform)
+    disk, path = found.disk, found.definition
+    assert path is not None
+    parsed = definition.load_image(path).on(found.platform)
+    target = (report or out / parsed.name / f"boot-time{parsed.platform.mark}").resolve()
     with _report(target) as work, log.step(f"Measure the start of {disk.name}") as step:
         return checks.boot_time(
             disk, parsed, work=work, report=work / "report", step=step, firmware=firmware, memory=memory
         )
 
 
-def _checkable(image: str, out: Path) -> tuple[Path, Path]:
-    """The disk and the definition of what a person named. Raises UsageError without a definition."""
-    found = results.find(image, out)
+def _checkable(image: str, out: Path, platform: str | None) -> results.Found:
+    """What a person named. Raises UsageError without a definition."""
+    found = results.find(image, out, platform=platform)
     if found.definition is None:
         raise UsageError(
             f"no definition is known for {image}",
             hint="name the definition: conda-appliance check images/NAME.yaml",
         )
-    return found.disk, found.definition
+    return found
 
 
 @contextmanager
@@ -396,14 +441,25 @@ def clean(out: Path, *, caches: bool, built: bool) -> list[Path]:
 
 
 def _read(
-    path: Path, builder: str | None = None, locked: lock.Lock | None = None
+    path: Path,
+    builder: str | None = None,
+    locked: lock.Lock | None = None,
+    platform: str | None = None,
 ) -> tuple[ImageDefinition, lock.Lock]:
-    """The definition (with another builder, if one is named) and its fresh lock, or the error that says what to do."""
-    image = definition.load_image(path)
+    """The definition on a platform (with another builder, if one is named) and its fresh lock, or what to do for one.
+
+    The platform is that of ``locked``, where none is named, or the definition's first.
+    """
+    whole = definition.load_image(path)
+    image = whole.on(platform or (locked.platform if locked else None))
     if builder is not None and builder != image.builder:
         image = definition.with_builder(path, image, builder)
-    locked = locked or lock.read(lock.path_for(path))
-    lock.require_fresh(locked, definition.lock_digest(path, image), path)
+    if locked is None:
+        target = lock.path_for(path)
+        lock.require_fresh(lock.read(target), definition.lock_digest(path, whole), path)
+        locked = lock.read(target, image.platform.name)
+    else:
+        lock.require_fresh(locked, definition.lock_digest(path, whole), path)
     return image, locked
 
 
@@ -437,14 +493,17 @@ def _preflight(image: ImageDefinition, locked: lock.Lock, home: Path, *, check: 
     if image.base.debian is not None:
         namespace.require_root()
     if image.slim:
-        slim.require(image.slim)
+        slim.require(image.slim, image.platform)
     disks = any(map(formats.is_disk, image.formats))
     process.require(
         *(builder.tools(image) if disks else ()),
         *export.tools(image.formats),
         *(containers.tools(image) if {"oci", "docker-archive"} & {*image.formats} else ()),
-        *(machine.tools() if _checks(image, check=check) else ()),
+        *(machine.tools(image.platform) if _checks(image, check=check) else ()),
     )
+    if _checks(image, check=check):
+        machine.require(image.disk.firmware[0], image.platform)
+    emulation.require(image.platform)
     home.mkdir(parents=True, exist_ok=True)
     cache = resources.cache_root()
     resources.require_space(cache, 5 * locked.downloads + (1 << 30), "The cache")
@@ -484,9 +543,9 @@ def _fetch(
     return inputs
 
 
-def bill_of(path: Path, locked: lock.Lock | None, *, offline: bool) -> Bill:
+def bill_of(path: Path, locked: lock.Lock | None, *, offline: bool, platform: str | None = None) -> Bill:
     """What a definition is made of by its lock, or by ``locked``: fetched, and its environments linked."""
-    image, locked = _read(path, locked=locked)
+    image, locked = _read(path, locked=locked, platform=platform)
     with _cache() as cache:
         inputs = _fetch(image, locked, path, cache, offline=offline)
         store = layers.Store(cache.root / LAYERS)
@@ -566,6 +625,12 @@ def _checked(
     )
 
 
+def _link(path: Path, image: ImageDefinition) -> str:
+    """The name of the link to the latest result of the image's platform."""
+    first = definition.load_image(path).platforms[0] == image.platform.name
+    return results.LATEST if first else results.latest(image.platform.name)
+
+
 def _found(
     final: Path, image: ImageDefinition, locked: lock.Lock, path: Path, check_digest: str | None
 ) -> Result | None:
@@ -589,7 +654,7 @@ def _found(
         manifest.write(written, final)
         return Result(folder=final, manifest=written, made=True)
     log.info(f"{image.name} {image.version}: nothing changed, nothing to do ({final})")
-    results.point_latest(final)
+    results.point_latest(final, _link(path, image))
     catalog.refresh(final.parent)
     return Result(folder=final, manifest=written, made=False)
 

@@ -7,7 +7,7 @@ each with a URL, which is absolute, and a checksum.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,10 @@ from typing import Any
 from conda_appliance import boxes, formats, layers, manifest, resources
 from conda_appliance.errors import ApplianceError, UsageError
 from conda_appliance.manifest import ArtifactRecord, Manifest
+from conda_appliance.platforms import DEFAULT, PLATFORMS
+
+#: The link to the latest build (`results`).
+LATEST = "latest"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,56 +37,68 @@ class Box:
 def refresh(home: Path) -> Path | None:
     """Write ``home/NAME.json`` over the boxes of all builds in ``home``, out/NAME/; None when none has any.
 
-    Its URLs lead to the files where they are. Of builds of one version the latest counts.
+    Its URLs lead to the files where they are. Of builds of one version for one platform the latest counts.
     """
     found = _builds(home)
     if not found:
         return None
-    name = next(iter(found.values())).name
-    versions = [
-        _version(
-            written, {box.provider: (box.path.as_uri(), box.record.sha256) for box in _boxes(folder, written)}
-        )
-        for folder, written in found.items()
-    ]
-    target = home / f"{name}.json"
-    resources.write(target, _text(name, next(reversed(found.values())).summary, versions))
+    last = found[-1][1]
+    versions: dict[str, list[dict[str, Any]]] = {}
+    for folder, written in found:
+        urls = {box: box.path.as_uri() for box in _boxes(folder, written)}
+        versions.setdefault(written.version, []).extend(_providers(written, urls))
+    target = home / f"{last.name}.json"
+    resources.write(target, _text(last.name, last.summary, versions))
     return target
 
 
 def publish(home: Path, to: Path, url: str) -> Path:
-    """Copy the boxes of the latest build in ``home`` to the folder ``to``, and put them in its catalog NAME.json.
+    """Copy the boxes of the latest builds in ``home`` (one of each platform) to the folder ``to``, and put them in its
+    catalog NAME.json.
 
-    ``url`` is where the folder is found; without it, its own file URL. Versions that the catalog has stay, but the one
-    that is published. Raises UsageError when the build has no boxes, or what is there is no catalog.
+    ``url`` is where the folder is found; without it, its own file URL. What the catalog has stays, but the boxes of the
+    versions that are published, for the same platforms. Raises UsageError when no build has boxes, or what is there is
+    no catalog.
     """
-    folder = (home / "latest").resolve()
-    written = manifest.read(folder) if (folder / manifest.NAME).is_file() else None
-    ours = _boxes(folder, written) if written else []
-    if written is None or not ours:
+    found = [(folder, manifest.read(folder)) for folder in _latest(home)]
+    ours = [(folder, written, boxes) for folder, written in found if (boxes := _boxes(folder, written))]
+    if not ours:
         raise UsageError(
             f"the latest build in {home} has no Vagrant boxes",
             hint="add box-libvirt to the definition's formats and build it",
         )
-    if bad := manifest.damaged(folder, written):
-        raise UsageError(f"{folder} is damaged ({', '.join(bad)})", hint="build it again")
+    for folder, written, _ in ours:
+        if bad := manifest.damaged(folder, written):
+            raise UsageError(f"{folder} is damaged ({', '.join(bad)})", hint="build it again")
     to.mkdir(parents=True, exist_ok=True)
-    target = to / f"{written.name}.json"
+    first = ours[0][1]
+    target = to / f"{first.name}.json"
     base = (url or to.resolve().as_uri()).rstrip("/")
-    with resources.work_folder(to, f".{written.name}") as work:
-        others = [one for one in _read(target, written.name) if one["version"] != written.version]
-        for box in ours:
-            layers.copy(box.path, work / box.path.name)
-            (work / box.path.name).replace(to / box.path.name)
-        providers = {box.provider: (f"{base}/{box.path.name}", box.record.sha256) for box in ours}
-        versions = [*others, _version(written, providers)]
-        resources.write(target, _text(written.name, written.summary, versions))
+    with resources.work_folder(to, f".{first.name}") as work:
+        versions = {one["version"]: one["providers"] for one in _read(target, first.name)}
+        for _, written, boxes in ours:
+            for box in boxes:
+                layers.copy(box.path, work / box.path.name)
+                (work / box.path.name).replace(to / box.path.name)
+            made = _providers(written, {box: f"{base}/{box.path.name}" for box in boxes})
+            architecture = PLATFORMS[written.platform].debian
+            others = [
+                one for one in versions.pop(written.version, []) if one.get("architecture") != architecture
+            ]
+            versions[written.version] = [*others, *made]
+        resources.write(target, _text(first.name, first.summary, versions))
     return target
 
 
-def _builds(home: Path) -> dict[Path, Manifest]:
-    """The builds with boxes, one of each version, the oldest first."""
-    latest = (home / "latest").resolve()
+def _latest(home: Path) -> list[Path]:
+    """The latest build of each platform, that of the definition's first one first."""
+    links = [home / LATEST, *(home / f"{LATEST}-{platform}" for platform in PLATFORMS)]
+    return [link.resolve() for link in links if (link / manifest.NAME).is_file()]
+
+
+def _builds(home: Path) -> list[tuple[Path, Manifest]]:
+    """The builds with boxes, one of each version and platform, the oldest first."""
+    latest = _latest(home)
     found = []
     for record in home.glob(f"[!.]*/{manifest.NAME}"):
         folder = record.parent.resolve()
@@ -91,11 +107,12 @@ def _builds(home: Path) -> dict[Path, Manifest]:
         except ApplianceError:
             continue
         if _boxes(folder, written):
-            found.append((folder == latest, written.created, folder, written))
+            found.append((folder in latest, written.created, folder, written))
     one_each = {
-        written.version: (folder, written) for _, _, folder, written in sorted(found, key=lambda one: one[:3])
+        (written.version, written.platform): (folder, written)
+        for _, _, folder, written in sorted(found, key=lambda one: one[:3])
     }
-    return dict(sorted(one_each.values(), key=lambda one: one[1].created))
+    return sorted(one_each.values(), key=lambda one: one[1].created)
 
 
 def _boxes(folder: Path, written: Manifest) -> list[Box]:
@@ -106,26 +123,29 @@ def _boxes(folder: Path, written: Manifest) -> list[Box]:
     ]
 
 
-def _version(written: Manifest, providers: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
-    """A version as the catalog has it; ``providers``: name → URL and SHA-256."""
-    return {
-        "version": written.version,
-        "providers": [
-            {
-                "name": name,
-                "url": url,
-                "checksum_type": "sha256",
-                "checksum": digest,
-                "architecture": "amd64",
-                "default_architecture": True,
-            }
-            for name, (url, digest) in providers.items()
-        ],
-    }
+def _providers(written: Manifest, urls: Mapping[Box, str]) -> list[dict[str, Any]]:
+    """The boxes of a build as a version of the catalog has them; ``urls`` are where they are."""
+    return [
+        {
+            "name": box.provider,
+            "url": url,
+            "checksum_type": "sha256",
+            "checksum": box.record.sha256,
+            "architecture": PLATFORMS[written.platform].debian,
+        }
+        for box, url in urls.items()
+    ]
 
 
-def _text(name: str, summary: str, versions: Iterable[Mapping[str, Any]]) -> str:
-    value = {"name": name, "description": summary, "versions": list(versions)}
+def _text(name: str, summary: str, versions: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """The catalog of these versions, each with its providers. Vagrant before 2.4 takes the architecture marked so."""
+    listed = []
+    for version, providers in versions.items():
+        known = {str(one.get("architecture")) for one in providers}
+        usual = PLATFORMS[DEFAULT].debian if PLATFORMS[DEFAULT].debian in known else min(known)
+        marked = [{**one, "default_architecture": one.get("architecture") == usual} for one in providers]
+        listed.append({"version": version, "providers": marked})
+    value = {"name": name, "description": summary, "versions": listed}
     return json.dumps(value, indent=2) + "\n"
 
 

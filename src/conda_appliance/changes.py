@@ -112,7 +112,7 @@ def _parts(lock: Lock) -> Iterator[tuple[str, dict[str, _Said]]]:
     if lock.debian is not None:
         yield (
             "System",
-            {one.name: _Said(one.version, one.sha256, one.size) for one in lock.debian.packages},
+            {one.name: _Said(one.version, one.sha256, one.size) for one in lock.debian.every},
         )
     if lock.image is not None:
         yield "System", {"base image": _Said(lock.image.sha256[:12], lock.image.sha256, 0)}

@@ -12,14 +12,14 @@ import fnmatch
 import hashlib
 import json
 import os
-import platform
+import platform as host
 import re
 import shutil
 import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Self
 from urllib.parse import unquote
@@ -28,17 +28,19 @@ import yaml
 from packaging.licenses import canonicalize_license_expression
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from conda_appliance import log, process, resources, sources, wheel
+from conda_appliance import log, platforms, process, resources, sources, wheel
 from conda_appliance.apt import Apt, RemoteFile
-from conda_appliance.errors import BuildError, CommandFailed, HashMismatch, UsageError
+from conda_appliance.errors import BuildError, CommandFailed, HashMismatch, ToolMissing, UsageError
 from conda_appliance.package import (
     EPOCH,
     PLACEHOLDER,
     Package,
+    read_files,
     read_index,
     write_package,
     write_repodata,
 )
+from conda_appliance.platforms import PLATFORMS, Platform
 
 #: Raised when what is written for the same recipe and sources changes.
 FORMAT = 2
@@ -48,6 +50,7 @@ _MANYLINUX = (5, 12, 17, *range(24, 37))
 Progress = Callable[[str], None]
 Spdx = Annotated[str, AfterValidator(canonicalize_license_expression)]
 Minor = Annotated[str, Field(pattern=r"^3\.\d+$")]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class _Part(BaseModel):
@@ -91,13 +94,29 @@ class Certificates(_Part):
     license: Spdx
 
 
-class Wheel(_Part):
+class Pin(_Part):
     """A wheel of PyPI by version and SHA-256; ``license`` and ``depends`` where its metadata does not say them."""
 
     version: str
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    sha256: Digest
     license: Spdx | None = None
     depends: tuple[str, ...] = ()
+
+
+class Wheel(_Part):
+    """A `Pin`, or one for each platform: ``sha256`` then has a digest by platform, of wheels that were compiled."""
+
+    version: str
+    sha256: Digest | dict[str, Digest]
+    license: Spdx | None = None
+    depends: tuple[str, ...] = ()
+
+    def on(self, platform: str) -> Pin | None:
+        """What is pinned for a platform of conda's; None where nothing is."""
+        digest = self.sha256.get(platform) if isinstance(self.sha256, dict) else self.sha256
+        if digest is None:
+            return None
+        return Pin(version=self.version, sha256=digest, license=self.license, depends=self.depends)
 
 
 class Recipes(_Part):
@@ -127,21 +146,38 @@ class Recipes(_Part):
         return self.python.source.removeprefix("python") if self.python else self.python_version or ""
 
 
-def build(folder: Path, cache: Path, *, on_progress: Progress, refresh: bool = False) -> Path:
-    """The channel made from the recipes in ``folder``: built now if it is not in the cache yet.
+def build(
+    folder: Path,
+    cache: Path,
+    platform: str = platforms.DEFAULT,
+    *,
+    on_progress: Progress,
+    refresh: bool = False,
+) -> Path:
+    """The channel made from the recipes in ``folder`` for ``platform``: built now if it is not in the cache yet.
 
     ``refresh`` asks the archive for newer library packages although the channel is there. Returns a folder
-    with ``linux-64/`` and ``noarch/``. Raises ToolMissing before the first download, BuildError with the
-    end of the compiler's output, HashMismatch naming a kept package that is no longer what was made.
+    with that platform's packages and ``noarch/``. Raises ToolMissing before the first download, BuildError with the
+    end of the compiler's output, HashMismatch naming a kept package that is no longer what was made, UsageError for
+    wheels that are not pinned for the platform.
     """
-    recipes = read(folder)
+    recipes, wanted = read(folder), PLATFORMS[platform]
     scripts = sorted((folder / "python").glob("*")) if recipes.python else []
     key = _digest(recipes.model_dump(mode="json"), [path.read_text("utf-8") for path in scripts], FORMAT)
+    key += wanted.mark
     home = cache / "channel"
     final = home / key
     if (final / "noarch/repodata.json").is_file() and not refresh:
         return final
-    process.require(*tools(recipes))
+    lacking = [name for name, one in recipes.wheels.items() if one.on(platform) is None]
+    if lacking:
+        raise UsageError(
+            f"{folder / 'channel.yaml'} pins no wheel for {platform} of {', '.join(lacking)}",
+            hint=f"sha256: {{linux-64: …, {platform}: …}}",
+        )
+    process.require(*tools(recipes, wanted))
+    if recipes.python and not wanted.native:
+        _cross_glibc(wanted)
     home.mkdir(parents=True, exist_ok=True)
     resources.require_space(
         home, (2 << 30) if recipes.python else (256 << 20), f"Building {folder}'s channel"
@@ -150,7 +186,12 @@ def build(folder: Path, cache: Path, *, on_progress: Progress, refresh: bool = F
         if (final / "noarch/repodata.json").is_file() and not refresh:
             return final  # another run made it meanwhile
         maker = _Maker(
-            recipes=recipes, folder=folder, store=sources.Cache(cache), work=work, progress=on_progress
+            recipes=recipes,
+            folder=folder,
+            store=sources.Cache(cache),
+            work=work,
+            progress=on_progress,
+            platform=wanted,
         )
         made = maker.packages(home / "packages")
         out = work / "channel"
@@ -158,17 +199,36 @@ def build(folder: Path, cache: Path, *, on_progress: Progress, refresh: bool = F
             target = out / read_index(path)["subdir"] / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
             os.link(path, target)
-        write_repodata(out)
+        write_repodata(out, platform)
         _warn_of_missing(out)
         resources.remove(final)
         out.rename(final)
     return final
 
 
-def tools(recipes: Recipes | None = None) -> tuple[str, ...]:
+def tools(
+    recipes: Recipes | None = None, platform: Platform = PLATFORMS[platforms.DEFAULT]
+) -> tuple[str, ...]:
     """The programs of the host that building these recipes needs; without recipes, all that any need."""
     always = ("apt-get", "dpkg-deb", "patchelf", "tar", "xz")
-    return (*always, "gcc", "make", "patch", "strip") if recipes is None or recipes.python else always
+    if recipes is not None and not recipes.python:
+        return always
+    return (*always, "gcc", "make", "patch", "strip", platform.tool("gcc"), platform.tool("strip"))
+
+
+def _cross_glibc(platform: Platform) -> str:
+    """The glibc of the host's compiler for ``platform``, such as 2.36. Raises ToolMissing when it has none."""
+    asked = process.run(
+        [platform.tool("gcc"), "-E", "-P", "-x", "c", "-"],
+        input="#include <features.h>\n__GLIBC__ __GLIBC_MINOR__\n",
+        check=False,
+    )
+    if asked.returncode != 0:
+        raise ToolMissing(
+            f"{platform.tool('gcc')} has no C library to compile for: {asked.stderr.strip().splitlines()[0]}",
+            hint=f"apt-get install libc6-dev-{platform.debian}-cross",
+        )
+    return ".".join(asked.stdout.split()[-2:])
 
 
 def read(folder: Path) -> Recipes:
@@ -218,13 +278,21 @@ class _Maker:
     store: sources.Cache
     work: Path
     progress: Progress
+    platform: Platform
     apts: dict[str, Apt] = field(default_factory=dict)
 
-    def packages(self, kept: Path) -> list[Path]:
-        """Make every package that ``kept`` has not got yet; returns their files."""
+    @property
+    def pins(self) -> dict[str, Pin]:
+        """The wheels of the platform, by name."""
+        found = {name: one.on(self.platform.name) for name, one in self.recipes.wheels.items()}
+        return {name: one for name, one in found.items() if one is not None}
+
+    def packages(self, kept: Path, jobs: list[_Job] | None = None) -> list[Path]:
+        """Make every package (or those of ``jobs``) that ``kept`` has not got yet; returns their files."""
         kept.mkdir(parents=True, exist_ok=True)
-        # The interpreter comes last: whatever else is wrong shows before the minutes that it takes.
-        jobs = [*self._library_jobs(), *self._wheel_jobs(), *self._python_jobs()]
+        if jobs is None:
+            # The interpreter comes last: whatever else is wrong shows before the minutes that it takes.
+            jobs = [*self._library_jobs(), *self._wheel_jobs(), *self._python_jobs()]
         made = []
         for number, job in enumerate(jobs, 1):
             place = kept / job.key
@@ -250,7 +318,8 @@ class _Maker:
             python = self.recipes.python
             apt = Apt(
                 suite,
-                state=self.work / "apt" / suite,
+                state=self.work / "apt" / f"{suite}-{self.platform.debian}",
+                architecture=self.platform.debian,
                 sources=python is not None and python.suite == suite,
             )
             apt.update()
@@ -293,7 +362,7 @@ class _Maker:
             unpacked = at / file.name
             process.run(["dpkg-deb", "-x", deb, unpacked])
             for path in sorted(unpacked.rglob("*.so*")):
-                if path.parent.name == "x86_64-linux-gnu":
+                if path.parent.name == self.platform.triplet:
                     path.rename(root / "lib" / path.name)
             for path in unpacked.glob("usr/share/doc/*/copyright"):
                 licenses[f"{path.parent.name}-copyright"] = path.read_bytes()
@@ -317,6 +386,7 @@ class _Maker:
             root=root,
             licenses=licenses,
             summary=f"{library.debs[0]} {debian} of Debian {libraries.suite}",
+            platform=self.platform.name,
             about=_provenance(files),
         )
 
@@ -331,18 +401,45 @@ class _Maker:
             for file in self._apt(python.suite).source(python.source)
             if re.search(r"\.(orig|debian)\.tar\.\w+$", file.name)
         ]
-        compiler = process.run(["gcc", "-dumpfullversion"]).stdout.strip()
-        glibc = max(libraries.glibc, platform.libc_ver()[1], key=_version_key)
+        compiler = process.run([self.platform.tool("gcc"), "-dumpfullversion"]).stdout.strip()
+        own = host.libc_ver()[1] if self.platform.native else _cross_glibc(self.platform)
+        glibc = max(libraries.glibc, own, key=_version_key)
         scripts = [path.read_text("utf-8") for path in sorted((self.folder / "python").glob("*"))]
-        key = _digest(
-            python.model_dump(), [f.sha256 for f in files], scripts, compiler, glibc, PLACEHOLDER, FORMAT
-        )
+        parts = [
+            python.model_dump(),
+            [f.sha256 for f in files],
+            scripts,
+            compiler,
+            glibc,
+            PLACEHOLDER,
+            FORMAT,
+        ]
+        key = _digest(*parts, *([] if self.platform.native else [self.platform.name]))
         yield _Job(
             name="python",
             key=key,
             make=lambda at: self._python(at, python, files, glibc, key[:7]),
             note=", compiled from source (minutes)",
         )
+
+    def _build_python(self, at: Path) -> Path | None:
+        """To compile another platform's: the same interpreter for this host, made now or kept; else nothing.
+
+        It runs where it lies: all it needs of its own libraries is in its executable.
+        """
+        if self.platform.native:
+            return None
+        native = next(one for one in PLATFORMS.values() if one.native)
+        maker = replace(self, platform=native, work=at / "native", apts={})
+        maker.work.mkdir()
+        made = maker.packages(self.work.parent / "packages", [*maker._python_jobs()])
+        for name, read in read_files(made[0], made[0].name):
+            path = at / "build-python" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(read())
+        program = at / "build-python/bin" / f"python{self.recipes.minor}"
+        program.chmod(0o755)
+        return program
 
     def _python(self, at: Path, python: Python, files: list[RemoteFile], glibc: str, build: str) -> Package:
         original, debian = sorted(
@@ -357,7 +454,7 @@ class _Maker:
             process.run(["patch", "--strip=1", "--batch", "--directory", tree, "--input", path.resolve()])
             patches.append(path.name)
         stage = at / "stage"
-        self._compile(tree, self._sysroot(at, python), stage, f"Python {version}")
+        self._compile(tree, self._sysroot(at, python), stage, f"Python {version}", self._build_python(at))
         return Package(
             name="python",
             version=version,
@@ -373,6 +470,7 @@ class _Maker:
             summary=f"CPython, compiled from the source of Debian {python.suite} with its {len(patches)} fixes",
             placeholder=PLACEHOLDER,
             about={**_provenance(files), "patches": patches},
+            platform=self.platform.name,
         )
 
     def _sysroot(self, at: Path, python: Python) -> Path:
@@ -400,7 +498,7 @@ class _Maker:
                 path.symlink_to(os.path.relpath(target.parent.resolve() / target.name, path.parent.resolve()))
         return sysroot
 
-    def _compile(self, tree: Path, sysroot: Path, stage: Path, what: str) -> None:
+    def _compile(self, tree: Path, sysroot: Path, stage: Path, what: str, builder: Path | None) -> None:
         lines = 0
 
         def on_line(_line: str) -> None:
@@ -415,6 +513,8 @@ class _Maker:
                 env={
                     "SOURCE": str(tree),
                     "SYSROOT": str(sysroot),
+                    "TRIPLET": self.platform.triplet,
+                    "BUILD_PYTHON": str(builder or ""),
                     "PREFIX": PLACEHOLDER,
                     "STAGE": str(stage),
                     "JOBS": str(len(os.sched_getaffinity(0))),
@@ -434,10 +534,10 @@ class _Maker:
 
     def _wheel_jobs(self) -> Iterable[_Job]:
         files = self._wheels()
-        for name, pin in self.recipes.wheels.items():
+        for name, pin in self.pins.items():
             key = _digest(pin.model_dump(), self.recipes.minor, FORMAT)
 
-            def make(at: Path, path: Path = files[name], pin: Wheel = pin, build: str = key[:7]) -> Package:
+            def make(at: Path, path: Path = files[name], pin: Pin = pin, build: str = key[:7]) -> Package:
                 return wheel.convert(
                     path,
                     at / "root",
@@ -445,13 +545,15 @@ class _Maker:
                     build=build,
                     license=pin.license,
                     depends=pin.depends,
+                    platform=self.platform,
                 )
 
             yield _Job(name=name, key=key, make=make)
         if self.recipes.certificates is not None:
-            pin = self.recipes.wheels[self.recipes.certificates.wheel]
+            pin = self.pins[self.recipes.certificates.wheel]
             path = files[self.recipes.certificates.wheel]
-            key = _digest("certificates", self.recipes.certificates.model_dump(), pin.model_dump(), FORMAT)
+            parts = ["certificates", self.recipes.certificates.model_dump(), pin.model_dump(), FORMAT]
+            key = _digest(*parts, *([self.platform.name] if self.platform.mark else []))
             yield _Job(
                 name="ca-certificates",
                 key=key,
@@ -460,7 +562,7 @@ class _Maker:
 
     def _wheels(self) -> dict[str, Path]:
         """All pinned wheels, fetched by pip, which honours the user's index and proxy and checks each hash."""
-        wheels = self.recipes.wheels
+        wheels = self.pins
         missing = {name: pin for name, pin in wheels.items() if not self.store.has(pin.sha256)}
         if missing:
             self.progress(f"fetching {len(missing)} wheels")
@@ -484,8 +586,8 @@ class _Maker:
     def _pip_download(self, pins: Path, to: Path) -> None:
         options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes"]
         options += ["--only-binary=:all:", f"--python-version={self.recipes.minor}"]
-        options += [f"--platform=manylinux_2_{number}_x86_64" for number in _MANYLINUX]
-        options += ["--platform=manylinux2014_x86_64"]
+        options += [f"--platform=manylinux_2_{number}_{self.platform.machine}" for number in _MANYLINUX]
+        options += [f"--platform=manylinux2014_{self.platform.machine}"]
         process.run(
             [sys.executable, "-m", "pip", "download", *options, "--dest", to, "--requirement", pins],
             hint="wheels come from PyPI, or from the mirror that pip's index-url names",
@@ -512,6 +614,7 @@ class _Maker:
             root=root,
             licenses=licenses,
             summary="Mozilla's certificate authorities, in ssl/cacert.pem",
+            platform=self.platform.name,
         )
 
 

@@ -306,6 +306,7 @@ def _power_on(
         name=definition.name,
         arrived=arrived,
         attached=attached,
+        platform=definition.platform,
     ) as running:
         yield running, key, instance
 

@@ -155,6 +155,7 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--environment", default="base", metavar="NAME", help="of --export (default: base)")
     one.add_argument("--to", type=Path, metavar="FILE", help="of --export: write it there")
+    cli_options.platform(one, "--update, --export; default: its first")
     cli_options.json(one)
 
     one = verb(
@@ -165,6 +166,7 @@ def parser() -> argparse.ArgumentParser:
     )
     cli_options.files(one)
     one.add_argument("--offline", action="store_true", help="only verify what is in the cache")
+    cli_options.platform(one, "default: all of them")
     cli_options.json(one)
 
     one = verb(
@@ -176,6 +178,7 @@ def parser() -> argparse.ArgumentParser:
     cli_options.files(one)
     one.add_argument("--to", type=Path, metavar="DIR", help="where (default: out/NAME/render)")
     cli_options.out(one)
+    cli_options.platform(one)
     one.add_argument("--offline", action="store_true", help="take everything from the cache")
 
     one = verb(
@@ -189,6 +192,7 @@ def parser() -> argparse.ArgumentParser:
     cli_options.files(one, many=True)
     cli_options.out(one)
     one.add_argument("--builder", choices=build.BUILDERS, help="instead of the definition's")
+    cli_options.platform(one, "default: an image of each")
     one.add_argument("--offline", action="store_true", help="take everything from the cache, use no network")
     one.add_argument("--no-check", action="store_true", help="do not boot and check the image")
     one.add_argument(
@@ -209,6 +213,7 @@ def parser() -> argparse.ArgumentParser:
     cli_options.image(one)
     cli_options.out(one)
     cli_options.machine(one)
+    cli_options.platform(one)
     one.add_argument(
         "--port", type=cli_options.port, metavar="N", help="forward SSH from this port (default: a free one)"
     )
@@ -226,6 +231,7 @@ def parser() -> argparse.ArgumentParser:
         "example: conda-appliance ssh hello -- systemctl status hello",
     )
     one.add_argument("name", metavar="NAME", help="the image's name, as `boot` says it")
+    cli_options.platform(one)
     one.add_argument(
         "command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="run this instead of a shell"
     )
@@ -241,6 +247,7 @@ def parser() -> argparse.ArgumentParser:
     cli_options.image(one)
     cli_options.out(one)
     cli_options.machine(one)
+    cli_options.platform(one)
     one.add_argument(
         "--report", type=Path, metavar="DIR", help="where (default: out/NAME/check, or out/NAME/boot-time)"
     )
@@ -304,6 +311,7 @@ def parser() -> argparse.ArgumentParser:
         "what the lock gives",
     )
     one.add_argument("--rebuild", action="store_true", help="build it anew and compare the bytes")
+    cli_options.platform(one)
     one.add_argument("--offline", action="store_true", help="take all downloads from the cache")
     cli_options.json(one)
 
@@ -320,6 +328,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("before", metavar="A", help="from this")
     one.add_argument("after", metavar="B", help="to this")
     cli_options.out(one)
+    cli_options.platform(one)
     one.add_argument("--files", action="store_true", help="compare the files of two results' disks too")
     one.add_argument("--markdown", action="store_true", help="as Markdown")
     cli_options.json(one)
@@ -411,7 +420,7 @@ def _lock(args: argparse.Namespace) -> int:
     if args.to and not args.export:
         raise UsageError("--to belongs to `lock --export`")
     if args.export:
-        text = build.export_lock(args.file, args.export, args.environment)
+        text = build.export_lock(args.file, args.export, args.environment, platform=args.platform)
         if args.to:
             resources.write(args.to, text)
             print(args.to)
@@ -419,26 +428,32 @@ def _lock(args: argparse.Namespace) -> int:
             print(text, end="")
         return 0
     if args.update:
-        made, changed = build.update_lock(args.file, args.update), True
+        made, changed = [build.update_lock(args.file, args.update, platform=args.platform)], True
+    elif args.platform:
+        raise UsageError("--platform belongs to --update and --export: a lock answers for all platforms")
     else:
         made, changed = build.ensure_lock(args.file, upgrade=args.upgrade)
     path = lock.path_for(args.file)
     if args.json:
-        cli_options.say({"lock": str(path), "changed": changed, **manifest.package_counts(made)})
+        counts = manifest.package_counts(made[0])
+        each = {one.platform: manifest.package_counts(one) for one in made} if len(made) > 1 else {}
+        cli_options.say(
+            {"lock": str(path), "changed": changed, **counts, **({"platforms": each} if each else {})}
+        )
     else:
         print(path)
     return 0
 
 
 def _fetch(args: argparse.Namespace) -> int:
-    inputs = build.fetch(args.file, offline=args.offline)
+    inputs = build.fetch(args.file, offline=args.offline, platform=args.platform)
     if args.json:
         cli_options.say({digest: str(path) for digest, path in inputs.files.items()})
     return 0
 
 
 def _render(args: argparse.Namespace) -> int:
-    print(build.render(args.file, out=args.out, to=args.to, offline=args.offline))
+    print(build.render(args.file, out=args.out, to=args.to, offline=args.offline, platform=args.platform))
     return 0
 
 
@@ -451,6 +466,7 @@ def _build(args: argparse.Namespace) -> int:
     results = batch.build(
         args.files,
         out=args.out,
+        platform=args.platform,
         builder=args.builder,
         offline=args.offline,
         check=not args.no_check,
@@ -474,13 +490,14 @@ def _boot(args: argparse.Namespace) -> int:
         memory=args.memory,
         port=args.port,
         attached=args.attached,
+        platform=args.platform,
     )
     return 0
 
 
 def _ssh(args: argparse.Namespace) -> int:
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
-    return session.ssh(args.name, command)
+    return session.ssh(args.name, command, platform=args.platform)
 
 
 def _catalog(args: argparse.Namespace) -> int:
@@ -496,7 +513,12 @@ def _check(args: argparse.Namespace) -> int:
         return 0
     if args.boot_time:
         measured = build.boot_time(
-            args.image, out=args.out, firmware=args.firmware, memory=args.memory, report=args.report
+            args.image,
+            out=args.out,
+            firmware=args.firmware,
+            memory=args.memory,
+            report=args.report,
+            platform=args.platform,
         )
         if args.json:
             cli_options.say(measured.as_dict())
@@ -504,7 +526,12 @@ def _check(args: argparse.Namespace) -> int:
             print(measured.text())
         return 0
     report = build.check(
-        args.image, out=args.out, firmware=args.firmware, memory=args.memory, report=args.report
+        args.image,
+        out=args.out,
+        firmware=args.firmware,
+        memory=args.memory,
+        report=args.report,
+        platform=args.platform,
     )
     if args.json:
         cli_options.say(report)
@@ -513,11 +540,13 @@ def _check(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace) -> int:
     if args.files:
-        answer: dict[str, object] = {"files": verify.contents(args.image, out=args.out, offline=args.offline)}
+        answer: dict[str, object] = {
+            "files": verify.contents(args.image, out=args.out, offline=args.offline, platform=args.platform)
+        }
     elif args.rebuild:
-        answer = verify.rebuild(args.image, out=args.out, offline=args.offline)
+        answer = verify.rebuild(args.image, out=args.out, offline=args.offline, platform=args.platform)
     else:
-        written = verify.verify(args.image, out=args.out)
+        written = verify.verify(args.image, out=args.out, platform=args.platform)
         answer = {"artifacts": {record.file: record.sha256 for record in written.artifacts}}
     if args.json:
         cli_options.say(answer)
@@ -525,7 +554,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _diff(args: argparse.Namespace) -> int:
-    found = diff.diff(args.before, args.after, out=args.out, files=args.files)
+    found = diff.diff(args.before, args.after, out=args.out, files=args.files, platform=args.platform)
     if args.json:
         cli_options.say(changes.as_dict(found))
     else:

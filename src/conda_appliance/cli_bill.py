@@ -28,6 +28,7 @@ def add(verbs: Any) -> None:
         one.add_argument(
             "--offline", action="store_true", help="take everything from the cache, use no network"
         )
+        cli_options.platform(one)
         return one
 
     one = verb(
@@ -71,8 +72,8 @@ def _to(one: argparse.ArgumentParser) -> None:
 
 
 def _bill(args: argparse.Namespace) -> Bill:
-    path, locked = results.source(args.image, args.out)
-    return build.bill_of(path, locked, offline=args.offline)
+    path, locked = results.source(args.image, args.out, args.platform)
+    return build.bill_of(path, locked, offline=args.offline, platform=args.platform)
 
 
 def _give(args: argparse.Namespace, text: str) -> int:

@@ -63,6 +63,7 @@ def add(kinds: Any) -> None:
         action="store_true",
         help="carry the packages too, as a conda channel that needs no network",
     )
+    cli_options.platform(one)
     one.add_argument("--offline", action="store_true", help="take everything from the cache, use no network")
 
     one = kind(
@@ -77,6 +78,7 @@ def add(kinds: Any) -> None:
     )
     cli_options.image(one)
     _place(one)
+    cli_options.platform(one)
     one.add_argument("--offline", action="store_true", help="take everything from the cache, use no network")
 
     one = kind(
@@ -191,12 +193,21 @@ def help_(_args: argparse.Namespace) -> int:
 
 
 def _payload(args: argparse.Namespace) -> int:
-    print(discs.payload(args.image, out=args.out, to=args.to, offline=args.offline, channel=args.channel))
+    made = discs.payload(
+        args.image,
+        out=args.out,
+        to=args.to,
+        offline=args.offline,
+        channel=args.channel,
+        platform=args.platform,
+    )
+    print(made)
     return 0
 
 
 def _userspace(args: argparse.Namespace) -> int:
-    print(discs.userspace(args.image, out=args.out, to=args.to, offline=args.offline))
+    made = discs.userspace(args.image, out=args.out, to=args.to, offline=args.offline, platform=args.platform)
+    print(made)
     return 0
 
 

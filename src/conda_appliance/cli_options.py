@@ -11,6 +11,7 @@ import shtab
 
 from conda_appliance import manifest
 from conda_appliance.fields import parse_size
+from conda_appliance.platforms import PLATFORMS
 
 EXIT_CODES = """\
 exit codes:
@@ -63,6 +64,12 @@ def machine(one: argparse.ArgumentParser) -> None:
         "--firmware", choices=("bios", "uefi"), help="default: the first that the definition names"
     )
     one.add_argument("--memory", type=parse_size, metavar="SIZE", help="default: 1GiB")
+
+
+def platform(one: argparse.ArgumentParser, what: str = "default: the definition's first") -> None:
+    one.add_argument(
+        "--platform", choices=(*PLATFORMS,), help=f"of several that a definition is for ({what})"
+    )
 
 
 def out(one: argparse.ArgumentParser) -> None:

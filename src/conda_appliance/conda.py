@@ -28,6 +28,7 @@ from conda_appliance import (
     credentials,
     errors,
     log,
+    platforms,
     prefix_check,
     process,
     redact,
@@ -112,7 +113,7 @@ def solve(
     channels: Sequence[Channel],
     *,
     contract: Contract,
-    platform: str = "linux-64",
+    platform: str = platforms.DEFAULT,
     constraints: Sequence[str] = (),
 ) -> tuple[tuple[CondaPackage, ...], tuple[str, ...]]:
     """The packages that satisfy ``specs``, in the order they are linked, and the virtual packages used.
@@ -184,6 +185,8 @@ def link(
     scripted: Collection[str] = (),
     store: Store | None = None,
     before: Before | None = None,
+    platform: str = platforms.DEFAULT,
+    loader: Sequence[process.Argument] = (),
 ) -> None:
     """Link ``packages`` into the new folder ``into`` as an environment that will live at ``prefix``.
 
@@ -191,7 +194,9 @@ def link(
     stamp. ``work`` is a folder for what is only needed meanwhile, best on the same file system. ``specs``
     are what was asked for; conda on the machine then knows what its user wanted. ``scripted`` are packages whose
     post-link script runs later; here none does. ``store`` keeps byte code.
-    ``before`` is an environment for the same prefix, of whose files those that stay are shared.
+    ``before`` is an environment for the same prefix, of whose files those that stay are shared. ``platform`` is what
+    the packages are for, and ``loader`` the words that start a program of theirs, where this host is of another
+    (`emulation.starter`).
 
     The same packages give the same tree: modes are 0755 and 0644, records name channels and not this host,
     byte code is compiled and recorded, and nothing is there that no record names.
@@ -201,15 +206,18 @@ def link(
     if into.exists() and any(into.iterdir()):
         raise BuildError(f"{into} is not empty; an environment is linked into a new folder")
     _verify_archives(packages, archives)
-    made = _Linked(packages=packages, prefix=prefix, into=into, epoch=epoch, specs=specs, store=store)
+    made = _Linked(
+        packages=packages, prefix=prefix, into=into, epoch=epoch, specs=specs, store=store, loader=loader
+    )
+    install = partial(_install, packages, archives, prefix=prefix, into=into, work=work, platform=platform)
     try:
         kept = _follow(made, before) if before is not None else frozenset[str]()
-        _install(packages, archives, prefix=prefix, into=into, work=work)
+        install()
         if kept and (into / "__clobbers__").exists():
             # Which package's file is used follows from the order of linking: only a new environment has that.
             resources.remove(into)
             kept = frozenset()
-            _install(packages, archives, prefix=prefix, into=into, work=work)
+            install()
         _refuse_scripts(into, scripted)
         _warn_of_clashes(into)
         _normalise(made, kept)
@@ -224,14 +232,23 @@ def link(
 
 
 def settle_installed(
-    packages: Sequence[CondaPackage], *, into: Path, prefix: str, epoch: int, store: Store, cmd: str
+    packages: Sequence[CondaPackage],
+    *,
+    into: Path,
+    prefix: str,
+    epoch: int,
+    store: Store,
+    cmd: str,
+    loader: Sequence[process.Argument] = (),
 ) -> None:
     """Make an environment that another program laid down at ``into`` say nothing of when and where that was.
 
     Byte code is compiled as `link` does and recorded; each file that no record names is listed in
-    `prefix_check.INSTALLED`. ``cmd`` is what its history names. Raises BuildError as `link` does.
+    `prefix_check.INSTALLED`. ``cmd`` is what its history names; ``loader`` is `link`'s. Raises BuildError as that does.
     """
-    made = _Linked(packages=packages, prefix=prefix, into=into, epoch=epoch, specs=(), store=store)
+    made = _Linked(
+        packages=packages, prefix=prefix, into=into, epoch=epoch, specs=(), store=store, loader=loader
+    )
     for path, about in trees.walk(into):
         if path.endswith(".pyc") and stat.S_ISREG(about.st_mode) and "/__pycache__/" in path:
             (into / path).unlink()
@@ -276,6 +293,7 @@ class _Linked:
     epoch: int
     specs: Sequence[str]
     store: Store | None
+    loader: Sequence[process.Argument]
 
 
 def verify(root: Path, prefix: str) -> list[str]:
@@ -306,7 +324,13 @@ def _verify_archives(packages: Sequence[CondaPackage], archives: Mapping[str, Pa
 
 
 def _install(
-    packages: Sequence[CondaPackage], archives: Mapping[str, Path], *, prefix: str, into: Path, work: Path
+    packages: Sequence[CondaPackage],
+    archives: Mapping[str, Path],
+    *,
+    prefix: str,
+    into: Path,
+    work: Path,
+    platform: str,
 ) -> None:
     """Let rattler unpack and link; its package cache is our own and ends with this call.
 
@@ -323,7 +347,13 @@ def _install(
             given.append(str(path))
         _in_child(
             "link",
-            {"archives": given, "into": str(into), "prefix": prefix, "cache": str(work / "unpacked")},
+            {
+                "archives": given,
+                "into": str(into),
+                "prefix": prefix,
+                "cache": str(work / "unpacked"),
+                "platform": platform,
+            },
         )
         for package in packages:
             keep_licences(
@@ -543,7 +573,10 @@ def _compile(made: _Linked, packages: Sequence[CondaPackage], records: Mapping[s
         package: store.find("bytecode", parts[package]) if store is not None else None for package in sources
     }
     run_compileall(
-        [path for package, files in sources.items() if kept[package] is None for path in files], into, prefix
+        [path for package, files in sources.items() if kept[package] is None for path in files],
+        into,
+        prefix,
+        made.loader,
     )
     for package, files in sources.items():
         layer = kept[package]
@@ -573,12 +606,18 @@ def _is_compiled(module: Path, version: str) -> bool:
 _BYTE_CODE = "compileall unchecked-hash 1"
 
 
-def run_compileall(files: Sequence[str], into: Path, prefix: str) -> None:
-    """Compile ``files`` (paths from ``into``) side by side: compileall itself takes listed files one by one."""
+def run_compileall(
+    files: Sequence[str], into: Path, prefix: str, loader: Sequence[process.Argument] = ()
+) -> None:
+    """Compile ``files`` (paths from ``into``) side by side: compileall itself takes listed files one by one.
+
+    ``loader`` is as `link` has it.
+    """
     if not files:
         return
     # -I -S: no user's settings, and no package's .pth file, run on this host.
-    command: list[process.Argument] = [into / "bin/python", "-I", "-S", "-B", "-m", "compileall", "-q", "-f"]
+    command: list[process.Argument] = [*loader, into / "bin/python", "-I", "-S", "-B"]
+    command += ["-m", "compileall", "-q", "-f"]
     command += ["-s", into, "-p", prefix, "--invalidation-mode", "unchecked-hash", "-i", "-"]
 
     def compile_some(some: Sequence[str]) -> process.Completed:
@@ -597,7 +636,7 @@ def _cannot_compile(prefix: str, done: process.Completed) -> BuildError:
     return BuildError(
         f"the Python of the environment for {prefix} cannot compile it (status {done.returncode}):\n"
         + (done.stdout + done.stderr)[-2000:],
-        hint="it must be a linux-64 Python 3.9 or newer that runs on this host",
+        hint="it must be a Python 3.9 or newer of the machine's platform, which runs on this host",
     )
 
 

@@ -92,7 +92,7 @@ async def _solve(given: dict[str, Any]) -> list[dict[str, Any]]:
         ) from None
     except GatewayError as error:
         refused = re.search(r"\b(401|403|407)\b", str(error))
-        usual = "check its name and the network; a folder needs noarch/ and linux-64/ with a repodata.json"
+        usual = "check its name and the network; a folder needs noarch/ and its platform's folder with a repodata.json"
         raise BuildError(
             f"a channel cannot be read: {error}", hint=credentials.HINT if refused else usual
         ) from None
@@ -135,7 +135,7 @@ async def _link(given: dict[str, Any]) -> None:
             target_prefix=given["into"],
             alternative_target_prefix=given["prefix"],
             cache_dir=given["cache"],
-            platform=rattler.Subdir("linux-64"),
+            platform=rattler.Subdir(given["platform"]),
             execute_link_scripts=False,
             show_progress=False,
         )

@@ -109,7 +109,7 @@ def oci(shipment: Shipment, to: Path, work: Path) -> None:
                     "digest": _digest(manifest),
                     "size": len(manifest),
                     "annotations": {"org.opencontainers.image.ref.name": shipment.image.version},
-                    "platform": {"architecture": "amd64", "os": "linux"},
+                    "platform": {"architecture": shipment.image.platform.debian, "os": "linux"},
                 }
             ],
         }
@@ -307,7 +307,7 @@ def _config(shipment: Shipment, blobs: Sequence[Blob]) -> dict[str, Any]:
     own = blobs if base == "system" else blobs[-2:]
     return {
         "created": created,
-        "architecture": "amd64",
+        "architecture": image.platform.debian,
         "os": "linux",
         "config": {
             **_runs(

@@ -4,7 +4,7 @@ To solvers it is a set of virtual packages (CEP 30), and so it stands in the loc
 machine to it.
 
 Sources: https://conda.org/learn/ceps/cep-0030/; the x86-64 psABI, 1.0, table 3.1 (the levels); the kernel's
-``arch/x86/include/asm/cpufeatures.h`` (the names of flags in ``/proc/cpuinfo``).
+``arch/x86/include/asm/cpufeatures.h`` and ``arch/arm64/kernel/cpuinfo.c`` (the names of flags in ``/proc/cpuinfo``).
 """
 
 from __future__ import annotations
@@ -22,12 +22,20 @@ KERNEL = "5.10"
 #: The level of a processor that nothing is said of: every x86-64 has it.
 LEVEL = "x86-64-v1"
 
-#: Levels of x86-64, the lowest first: by their name, what archspec calls them, as the build of ``__archspec``.
+#: Levels of processors, a platform's the lowest first: by their name, what archspec calls them, as the build of
+#: ``__archspec``.
 ARCHSPEC = {
     "x86-64-v1": "x86_64",
     "x86-64-v2": "x86_64_v2",
     "x86-64-v3": "x86_64_v3",
     "x86-64-v4": "x86_64_v4",
+    "aarch64": "aarch64",
+}
+
+#: The levels of each platform.
+LEVELS = {
+    "linux-64": ("x86-64-v1", "x86-64-v2", "x86-64-v3", "x86-64-v4"),
+    "linux-aarch64": ("aarch64",),
 }
 
 #: What each level adds to the one before, by the kernel's names: lzcnt is ``abm``; OSXSAVE shows as ``xsave``.
@@ -36,6 +44,7 @@ _FLAGS = {
     "x86-64-v2": "cx16 lahf_lm popcnt pni sse4_1 sse4_2 ssse3",
     "x86-64-v3": "avx avx2 bmi1 bmi2 f16c fma abm movbe xsave",
     "x86-64-v4": "avx512f avx512bw avx512cd avx512dq avx512vl",
+    "aarch64": "asimd fp",
 }
 
 
@@ -67,10 +76,15 @@ class Contract:
 
     @property
     def cpu_flags(self) -> frozenset[str]:
-        """The flags that ``/proc/cpuinfo`` shows of every processor of this level."""
-        levels = [*ARCHSPEC]
+        """The flags (on Arm: Features) that ``/proc/cpuinfo`` shows of every processor of this level."""
+        levels = _levels_with(self.arch_level)
         wanted = levels[: levels.index(self.arch_level) + 1]
         return frozenset(flag for level in wanted for flag in _FLAGS[level].split())
+
+
+def _levels_with(level: str) -> tuple[str, ...]:
+    """All levels of the platform that has this one."""
+    return next(levels for levels in LEVELS.values() if level in levels)
 
 
 def of(locked: Iterable[str]) -> Contract:
@@ -146,7 +160,8 @@ def better(virtual: Sequence[Sequence[str]]) -> list[list[tuple[str, str, str]]]
     """Machines that have all that a package may ask for, the least first: a higher level and CUDA come last."""
     known = {name: build for name, _, build in virtual}
     newest = [("__glibc", "999", "0"), ("__linux", "999", "0"), ("__unix", "0", "0")]
-    levels = [*ARCHSPEC.values()]
+    names = {build: level for level, build in ARCHSPEC.items()}
+    levels = [ARCHSPEC[level] for level in _levels_with(names[known["__archspec"]])]
     return [
         [("__archspec", "1", level), *newest, *([("__cuda", "999", "0")] if cuda else [])]
         for cuda in ([True] if "__cuda" in known else [False, True])

@@ -27,6 +27,7 @@ from conda_appliance.fields import (
     Version,
     pattern,
 )
+from conda_appliance.platforms import DEFAULT, PLATFORMS, Platform
 from conda_appliance.yamlfile import Model
 
 
@@ -105,7 +106,10 @@ class Disk(Model):
     size: Annotated[Size, Field(description="Its size, e.g. 4GiB.")] = 4 << 30
     firmware: Annotated[
         tuple[Literal["bios", "uefi"], ...],
-        Field(min_length=1, description="What it boots on; a check boots the first one named."),
+        Field(
+            min_length=1,
+            description="What it boots on; a check boots the first one named. A linux-aarch64 machine has uefi alone.",
+        ),
     ] = ("bios", "uefi")
     layout: Annotated[
         Literal["plain", "split"],
@@ -270,8 +274,10 @@ class Verify(Model):
 
 if TYPE_CHECKING:
     Form = str
+    PlatformName = str
 else:
     Form = Literal[table.BUILT]
+    PlatformName = Literal[tuple(PLATFORMS)]
 
 
 class ImageDefinition(Model):
@@ -280,6 +286,14 @@ class ImageDefinition(Model):
     name: Annotated[Name, Field(description="Names the image, its artifacts and its host.")]
     version: Annotated[Version, Field(description="Yours; quoted or not, 1.10 stays 1.10.")]
     summary: Annotated[str, Field(max_length=200, description="One line about it.")] = ""
+    platforms: Annotated[
+        tuple[PlatformName, ...],
+        Field(
+            min_length=1,
+            description="What it is made for: one lock answers for all, and a build makes an image of each. "
+            "linux-aarch64 is made by builder: rootfs, on any host.",
+        ),
+    ] = (DEFAULT,)
     base: Base
     target: Target = Target()
     conda: Conda
@@ -322,6 +336,73 @@ class ImageDefinition(Model):
         """Where an environment lives on the machine: ``base`` at the prefix, others in its ``envs/``."""
         prefix = self.conda.prefix
         return prefix if environment == "base" else f"{prefix}/envs/{environment}"
+
+    @property
+    def platform(self) -> Platform:
+        """The platform, of a definition that is for one (`on`); else its first."""
+        return PLATFORMS[self.platforms[0]]
+
+    def on(self, platform: str | None) -> ImageDefinition:
+        """What it says of one of its platforms; none is the first. Raises UsageError for a platform that it has not.
+
+        What that platform has not (a BIOS, levels of another's processors) is left out.
+        """
+        wanted = self.platforms[0] if platform is None else platform
+        if wanted not in self.platforms:
+            raise UsageError(
+                f"{self.name} is for {', '.join(self.platforms)}, not for {wanted}",
+                hint=f"add it to the definition: platforms: [{', '.join([*self.platforms, wanted])}]",
+            )
+        has = PLATFORMS[wanted].firmware
+        firmware = tuple(one for one in self.disk.firmware if one in has)
+        level = self.target.arch_level if wanted == DEFAULT else Target().arch_level
+        return self.model_copy(
+            update={
+                "platforms": (wanted,),
+                "disk": self.disk.model_copy(update={"firmware": firmware}),
+                "target": self.target.model_copy(update={"arch_level": level}),
+            }
+        )
+
+    @model_validator(mode="after")
+    def _across_platforms(self) -> Self:
+        twice = {one for one in self.platforms if self.platforms.count(one) > 1}
+        if twice:
+            raise ValueError(f"platforms names {', '.join(sorted(twice))} twice")
+        others = [one for one in self.platforms if one != DEFAULT]
+        if not others:
+            return self
+        if self.builder != "rootfs":
+            raise ValueError(
+                f"builder: packer boots and provisions machines of {DEFAULT} alone, and platforms has "
+                f"{others[0]}: take builder: rootfs"
+            )
+        if self.base.image is not None:
+            raise ValueError("a cloud image is of one platform, which its builder can boot: linux-64")
+        if "uefi" not in self.disk.firmware:
+            raise ValueError(f"a machine of {others[0]} has no BIOS: add uefi to disk.firmware")
+        if DEFAULT not in self.platforms:
+            if "bios" in self.disk.firmware and "firmware" in self.disk.model_fields_set:
+                raise ValueError(f"a machine of {others[0]} has no BIOS: disk.firmware: [uefi]")
+            if self.target.arch_level != Target().arch_level:
+                raise ValueError(f"target.arch_level {self.target.arch_level} is no level of {others[0]}")
+        if foreign := [form for form in self.formats if table.BY_NAME[form].x86]:
+            raise ValueError(
+                f"the format {foreign[0]} describes an x86-64 machine, and platforms has {others[0]}: leave it out, "
+                "or make that platform by another definition"
+            )
+        for name, environment in self.conda.environments.items():
+            asked = environment.distribution
+            if asked is not None and asked.installer is not None and len(self.platforms) > 1:
+                raise ValueError(
+                    f"the installer of environment {name!r} is for one platform, and the definition for "
+                    f"{len(self.platforms)}: take a distribution by its name, or a definition for each"
+                )
+        if self.container.base != "system" and len(self.platforms) > 1:
+            raise ValueError(
+                "container.base is an image of one platform: take 'system', or a definition for each"
+            )
+        return self
 
     @model_validator(mode="after")
     def _across(self) -> Self:
@@ -475,7 +556,10 @@ def load_disc(path: Path) -> DiscDefinition:
 
 
 def base_digest(definition: ImageDefinition) -> str:
-    """The digest of the base alone: while it is the same, a new lock keeps the system's packages as they are."""
+    """The digest of the base alone: while it is the same, a new lock keeps the system's packages as they are.
+
+    Of a platform that the lock has not yet, there are none.
+    """
     base = definition.base.model_dump(mode="json", exclude={"boot"})
     return hashlib.sha256(json.dumps(base, sort_keys=True).encode()).hexdigest()
 
@@ -509,6 +593,8 @@ def lock_digest(path: Path, definition: ImageDefinition) -> str:
         "conda": conda,
         "files": files,
     }
+    if definition.platforms != (DEFAULT,):
+        asked["platforms"] = {one: {} for one in definition.platforms}
     if said := definition.target.model_dump(mode="json", exclude={"glibc"}, exclude_defaults=True):
         asked["target"] = said
     programs = {

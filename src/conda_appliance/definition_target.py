@@ -30,7 +30,7 @@ class Target(Model):
     ] = None
     arch_level: Annotated[
         Literal["x86-64-v1", "x86-64-v2", "x86-64-v3", "x86-64-v4"],
-        Field(description="The least of its processors (psABI); v1 is every x86-64."),
+        Field(description="The least of a linux-64 machine's processors (psABI); v1 is every x86-64."),
     ] = "x86-64-v1"
     cuda: Annotated[
         str | None,

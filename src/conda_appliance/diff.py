@@ -19,12 +19,13 @@ class _Side:
     manifest: Manifest | None
 
 
-def diff(before: str, after: str, *, out: Path, files: bool) -> list[Section]:
+def diff(before: str, after: str, *, out: Path, files: bool, platform: str | None = None) -> list[Section]:
     """What changed from ``before`` to ``after``: locks, definitions (their locks are meant), names, results' folders.
 
-    ``files`` compares the root file systems of two results too. Raises UsageError for what is none of these.
+    Of several platforms ``platform`` is compared, else the first. ``files`` compares the root file systems of two
+    results too. Raises UsageError for what is none of these.
     """
-    first, second = _side(before, out), _side(after, out)
+    first, second = _side(before, out, platform), _side(after, out, platform)
     found: list[Section] = []
     if first.manifest is not None and second.manifest is not None:
         found += changes.of_results(first.manifest, second.manifest)
@@ -36,13 +37,13 @@ def diff(before: str, after: str, *, out: Path, files: bool) -> list[Section]:
     return found
 
 
-def _side(named: str, out: Path) -> _Side:
+def _side(named: str, out: Path, platform: str | None) -> _Side:
     path = Path(named)
     if path.is_file() and path.suffix in (".yaml", ".yml"):
-        return _Side(lock=lock.read(lock.path_for(path)), folder=None, manifest=None)
+        return _Side(lock=lock.read(lock.path_for(path), platform), folder=None, manifest=None)
     if path.is_file():
-        return _Side(lock=lock.read(path), folder=None, manifest=None)
-    folder = results.find(named, out, to_boot=False).disk.parent
+        return _Side(lock=lock.read(path, platform), folder=None, manifest=None)
+    folder = results.find(named, out, to_boot=False, platform=platform).disk.parent
     written = manifest.read(folder)
     return _Side(lock=lock.read(folder / f"{written.name}.lock"), folder=folder, manifest=written)
 

@@ -15,6 +15,8 @@ from conda_appliance import (
     definition,
     device,
     disc,
+    emulation,
+    formats,
     identity,
     installer_disc,
     live_disc,
@@ -35,37 +37,54 @@ from conda_appliance import (
 from conda_appliance.builders import rootfs
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import UsageError
+from conda_appliance.lock import Lock
 from conda_appliance.payload import require_finished
+from conda_appliance.platforms import DEFAULT
 
 
-def payload(image: str, *, out: Path, to: Path | None, offline: bool, channel: bool) -> Path:
+def payload(
+    image: str,
+    *,
+    out: Path,
+    to: Path | None,
+    offline: bool,
+    channel: bool,
+    platform: str | None = None,
+) -> Path:
     """Write the payload disc of ``image`` into ``to`` (default: ``OUT/NAME/discs``), and return its path.
 
     Raises LockError for a stale lock, and as `payload_disc.make` does. An earlier disc stays until this one is whole.
     """
-    return _of_environments("payload", image, partial(payload_disc.make, channel=channel), out, to, offline)
+    make = partial(payload_disc.make, channel=channel)
+    return _of_environments("payload", image, make, out, to, offline, platform)
 
 
-def userspace(image: str, *, out: Path, to: Path | None, offline: bool) -> Path:
+def userspace(image: str, *, out: Path, to: Path | None, offline: bool, platform: str | None = None) -> Path:
     """Write the disc that the environments of ``image`` run from, and return its path.
 
     Where, and what it raises: as `payload`.
     """
-    return _of_environments("userspace", image, userspace_disc.make, out, to, offline)
+    return _of_environments("userspace", image, userspace_disc.make, out, to, offline, platform)
 
 
 def _of_environments(
-    kind: str, image: str, make: Callable[..., Path], out: Path, to: Path | None, offline: bool
+    kind: str,
+    image: str,
+    make: Callable[..., Path],
+    out: Path,
+    to: Path | None,
+    offline: bool,
+    platform: str | None,
 ) -> Path:
     """The disc of one kind that ``make`` writes from a definition, its lock and the locked packages."""
-    path, locked = results.source(image, out)
-    parsed = definition.load_image(path)
-    locked = locked or lock.read(lock.path_for(path))
-    if locked.conda.post_link is None:  # else the scripts of packages run in the system
+    path, parsed, locked = _read(image, out, platform)
+    emulation.require(parsed.platform)
+    # The scripts of packages run in the system, and so does what is another platform's.
+    if locked.conda.post_link is None and parsed.platform.native:
         locked = locked.model_copy(update={"debian": None, "image": None})
     inputs = build.fetch(path, offline=offline, locked=locked)
     folder = _folder(parsed.name, out, to)
-    target = folder / f"{parsed.name}-{parsed.version}-{kind}.iso"
+    target = folder / _file_name(kind, parsed)
     with resources.work_folder(folder, f".{kind}") as work, log.step(f"Write {target.name}") as step:
         store = build.layer_store()
         made = make(
@@ -91,14 +110,13 @@ def live(image: str, *, out: Path, to: Path | None, offline: bool) -> Path:
     lock, UsageError for a base that is no Debian, and as the builder and `live_disc.make` do. An earlier disc stays
     until this one is whole.
     """
-    path, locked = results.source(image, out)
-    parsed = definition.with_builder(path, definition.load_image(path), "rootfs")
+    path, read, locked = _read(image, out, None)
+    parsed = definition.with_builder(path, read, "rootfs")
     _require_bootable(path, parsed, (*rootfs.tools(parsed), *live_disc.tools()))
-    locked = locked or lock.read(lock.path_for(path))
     require_finished(locked, "a live disc, which forgets everything when it is shut down,")
     inputs = build.fetch(path, offline=offline, locked=locked)
     folder = _folder(parsed.name, out, to)
-    target = folder / f"{parsed.name}-{parsed.version}-live.iso"
+    target = folder / _file_name("live", parsed)
     with resources.work_folder(folder, ".live") as work:
         store = build.layer_store()
         job = build.job_for(parsed, locked, path, identity.identify(parsed, locked, path), store, inputs)
@@ -120,7 +138,7 @@ def installer(image: str, *, out: Path, to: Path | None, offline: bool) -> Path:
     whole.
     """
     path, locked = results.source(image, out)
-    parsed = definition.load_image(path)
+    parsed = definition.load_image(path).on(locked.platform if locked else None)
     _require_bootable(path, parsed, (*bootstrap.tools(), *installer_disc.tools()))
     if locked is None:
         result = build.build(path, out=out, offline=offline).folder
@@ -131,7 +149,7 @@ def installer(image: str, *, out: Path, to: Path | None, offline: bool) -> Path:
     inputs = build.fetch(path, offline=offline, locked=locked)
     assert locked.debian is not None
     folder = _folder(parsed.name, out, to)
-    target = folder / f"{parsed.name}-{parsed.version}-installer.iso"
+    target = folder / _file_name("installer", parsed)
     with resources.work_folder(folder, ".installer") as work, log.step(f"Write {target.name}") as step:
         store = build.layer_store()
         system = bootstrap.system(
@@ -162,6 +180,11 @@ def installer(image: str, *, out: Path, to: Path | None, offline: bool) -> Path:
 
 def _require_bootable(path: Path, parsed: ImageDefinition, tools: tuple[str, ...]) -> None:
     """Raise unless a disc that starts a machine can be made; warn of a kernel that finds no stick."""
+    if parsed.platform.name != DEFAULT:
+        raise UsageError(
+            f"{path}: a disc that starts a machine is made for x86-64 alone, and this is for {parsed.platform.name}",
+            hint="its disk image starts a machine by UEFI; and: conda-appliance disc IMAGE payload",
+        )
     if parsed.base.debian is None:
         raise UsageError(
             f"{path}: a disc that starts a machine needs the kernel of a Debian base, and this base is a cloud image",
@@ -242,6 +265,19 @@ def write(
             step.update("making the partition for data")
             length = device.add_data(path, target, live_disc.DATA)
             step.note(f"{resources.size_text(length)} behind it for data")
+
+
+def _read(image: str, out: Path, platform: str | None) -> tuple[Path, ImageDefinition, Lock]:
+    """The definition that a person named, what it says of a platform, and that one's lock: the result's, or its own."""
+    path, locked = results.source(image, out, platform)
+    parsed = definition.load_image(path).on(locked.platform if locked else platform)
+    return path, parsed, locked or lock.read(lock.path_for(path), parsed.platform.name)
+
+
+def _file_name(kind: str, parsed: ImageDefinition) -> str:
+    return formats.file_name(
+        f"{kind}-iso", name=parsed.name, version=parsed.version, platform=parsed.platform.name
+    )
 
 
 def _folder(name: str, out: Path, to: Path | None) -> Path:

@@ -15,8 +15,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from conda_appliance import ext4script, namespace, overlay, packed, process, render, resources
+from conda_appliance import (
+    emulation,
+    ext4script,
+    namespace,
+    overlay,
+    packed,
+    platforms,
+    process,
+    render,
+    resources,
+)
 from conda_appliance.errors import BuildError, CommandFailed, UsageError
+from conda_appliance.platforms import PLATFORMS, Platform
 from conda_appliance.trees import extents
 
 SECTOR = 512
@@ -29,7 +40,6 @@ ROOT_START = ESP_START + ESP_SIZE
 #: Types of partitions: https://uapi-group.org/specifications/specs/discoverable_partitions_specification/
 _BIOS_TYPE = "21686148-6449-6E6F-744E-656564454649"
 _ESP_TYPE = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
-_ROOT_TYPE = "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709"
 _LINUX_TYPE = "0FC63DAF-8483-4772-8E79-3D69D8477DE4"
 
 #: The names of the two partitions for environments; the first is the one that is written.
@@ -105,23 +115,34 @@ def write(
     taken: int,
     boot: Path,
     slot: int = 0,
+    platform: Platform = PLATFORMS[platforms.DEFAULT],
 ) -> None:
-    """Write a disk of ``size`` bytes that boots on BIOS and UEFI, whose root holds ``trees``, the uppermost first.
+    """Write a disk of ``size`` bytes whose root holds ``trees``, the uppermost first.
+
+    It boots on BIOS and UEFI, as far as machines of ``platform`` have them.
 
     ``boot`` is the folder of the `loaders` for ``identity``, which is the root file system's UUID, from which all
     others follow; ``epoch`` (seconds since 1970) its time stamps; ``taken`` the bytes that the trees take; ``slot`` the
     bytes of each of two empty partitions for environments, or 0 for none. Raises UsageError when the trees do not fit.
     """
     require_room(size, taken + plan(size, slot)[-1].start * SECTOR)
-    begin(to, trees, size=size, identity=identity, epoch=epoch, work=work, slot=slot)
+    begin(to, trees, size=size, identity=identity, epoch=epoch, work=work, slot=slot, platform=platform)
     finish(to, trees, epoch=epoch, boot=boot, slot=slot)
 
 
 def begin(
-    to: Path, trees: Sequence[Path], *, size: int, identity: str, epoch: int, work: Path, slot: int = 0
+    to: Path,
+    trees: Sequence[Path],
+    *,
+    size: int,
+    identity: str,
+    epoch: int,
+    work: Path,
+    slot: int = 0,
+    platform: Platform = PLATFORMS[platforms.DEFAULT],
 ) -> None:
     """Write a disk that more is to be added to (`add`) before it is finished (`finish`); as `write` has it."""
-    partitions = plan(size, slot)
+    partitions = plan(size, slot, platform)
     with to.open("wb") as file:
         file.truncate(size)
     partition(to, partitions, identity)
@@ -172,21 +193,23 @@ def _refuse_full(said: str, size: int) -> None:
         ) from None
 
 
-def plan(size: int, slot: int = 0) -> tuple[Partition, ...]:
+def plan(
+    size: int, slot: int = 0, platform: Platform = PLATFORMS[platforms.DEFAULT]
+) -> tuple[Partition, ...]:
     """The partitions of a disk of ``size`` bytes, the root last: it is the one that grows with a larger disk.
 
     With ``slot`` bytes, there are two for environments, so that an update can be written beside what runs. The last
     MiB of the disk is in none: its last 33 sectors are the backup of the partition table.
     """
-    found = [
-        Partition(name="bios", start=BIOS_START, size=BIOS_SIZE, kind=_BIOS_TYPE),
-        Partition(name="esp", start=ESP_START, size=ESP_SIZE, kind=_ESP_TYPE),
-    ]
+    found = [Partition(name="esp", start=ESP_START, size=ESP_SIZE, kind=_ESP_TYPE)]
+    if "bios" in platform.firmware:
+        found.insert(0, Partition(name="bios", start=BIOS_START, size=BIOS_SIZE, kind=_BIOS_TYPE))
     start = ROOT_START
     for name in ENVIRONMENTS if slot else ():
         found.append(Partition(name=name, start=start, size=slot // SECTOR, kind=_LINUX_TYPE))
         start += slot // SECTOR
-    found.append(Partition(name="root", start=start, size=(size - MIB) // SECTOR - start, kind=_ROOT_TYPE))
+    length = (size - MIB) // SECTOR - start
+    found.append(Partition(name="root", start=start, size=length, kind=platform.root_type))
     return tuple(found)
 
 
@@ -268,14 +291,9 @@ class E2fsprogs:
             settings["MKE2FS_CONFIG"] = str(file.resolve())
         host = cls(settings=settings)
         for tree in trees:
-            loader = tree / "usr/lib64/ld-linux-x86-64.so.2"
-            if loader.exists() and (tree / "usr/sbin/mke2fs").exists():
-                libraries = tree.resolve() / "usr/lib/x86_64-linux-gnu"
-                own = cls(
-                    loader=(loader.resolve(), "--library-path", libraries),
-                    folder=tree.resolve() / "usr/sbin",
-                    settings=settings,
-                )
+            loader = emulation.own_loader(tree)
+            if loader and (tree / "usr/sbin/mke2fs").exists():
+                own = cls(loader=loader, folder=tree.resolve() / "usr/sbin", settings=settings)
                 if own.version() >= REPRODUCIBLE or host.version() < REPRODUCIBLE:
                     return own
                 break
@@ -328,39 +346,60 @@ def squash(to: Path, trees: Sequence[Path], *, epoch: int, work: Path) -> None:
 # --- boot loaders -----------------------------------------------------------------------------------
 
 
-def loaders(to: Path, *, identity: str, epoch: int) -> None:
+def loaders(
+    to: Path,
+    *,
+    identity: str,
+    epoch: int,
+    platform: Platform = PLATFORMS[platforms.DEFAULT],
+    grub: Path | None = None,
+    system: Path | None = None,
+) -> None:
     """Make the folder ``to`` with GRUB for a disk of that ``identity``: its core for BIOS, the EFI partition for UEFI.
 
-    They find the root file system by its UUID, ``identity``; ``epoch`` is as `write` has it.
+    They find the root file system by its UUID, ``identity``; ``epoch`` is as `write` has it. GRUB is the host's, or for
+    another ``platform`` that of its own packages, unpacked in ``grub``, which runs with the libraries of ``system``.
     """
     to.mkdir()
-    early, efi, core, esp = (to / name for name in ("early.cfg", "bootx64.efi", _CORE, _ESP))
+    early, efi, core, esp = (to / name for name in ("early.cfg", "boot.efi", _CORE, _ESP))
     early.write_text(render.text("boot/early.cfg.j2", uuid=identity), encoding="utf-8")
-    common: list[str | os.PathLike[str]] = ["grub-mkimage", "-c", early, "-p", "/boot/grub"]
+    common: list[process.Argument] = ["grub-mkimage"]
+    if grub is not None:
+        assert system is not None
+        common = [
+            *emulation.own_loader(system, grub),
+            grub / "usr/bin/grub-mkimage",
+            "-d",
+            grub / "usr/lib/grub" / platform.efi,
+        ]
+    common += ["-c", early, "-p", "/boot/grub"]
     env = {"SOURCE_DATE_EPOCH": str(epoch), "TZ": "UTC"}
-    process.run([*common, "-O", "x86_64-efi", "-o", efi, *_MODULES, "efi_gop"], env=env)
-    process.run([*common, "-O", "i386-pc", "-o", core, "biosdisk", *_MODULES], env=env)
+    process.run([*common, "-O", platform.efi, "-o", efi, *_MODULES, "efi_gop"], env=env)
+    if "bios" in platform.firmware:
+        process.run([*common, "-O", "i386-pc", "-o", core, "biosdisk", *_MODULES], env=env)
     os.utime(efi, (epoch, epoch))
     with esp.open("wb") as file:
         file.truncate(ESP_SIZE * SECTOR)
     process.run(["mkfs.vfat", "--invariant", "-n", "ESP", "-i", identity[:8], esp], env=env)
     process.run(["mmd", "-i", esp, "::EFI", "::EFI/BOOT"], env=env)
-    process.run(["mcopy", "-m", "-i", esp, efi, "::EFI/BOOT/BOOTX64.EFI"], env=env)
+    process.run(["mcopy", "-m", "-i", esp, efi, f"::EFI/BOOT/{platform.efi_file}"], env=env)
     for path in (early, efi):
         path.unlink()
 
 
 def _install(boot: Path, raw: Path) -> None:
     """Write the boot loaders where firmware looks for them; the disk is new, and holes stay holes."""
-    first, image = grub_bios(
-        (GRUB / "i386-pc/boot.img").read_bytes(), (boot / _CORE).read_bytes(), first_sector=BIOS_START
-    )
-    if len(image) > BIOS_SIZE * SECTOR:
-        raise BuildError(f"GRUB's core is {len(image)} bytes, larger than its partition")
     with raw.open("r+b") as disk, (boot / _ESP).open("rb") as esp:
         for start, end in extents(esp.fileno(), ESP_SIZE * SECTOR):
             disk.seek(ESP_START * SECTOR + start)
             disk.write(os.pread(esp.fileno(), end - start, start))
+        if not (boot / _CORE).exists():
+            return
+        first, image = grub_bios(
+            (GRUB / "i386-pc/boot.img").read_bytes(), (boot / _CORE).read_bytes(), first_sector=BIOS_START
+        )
+        if len(image) > BIOS_SIZE * SECTOR:
+            raise BuildError(f"GRUB's core is {len(image)} bytes, larger than its partition")
         disk.seek(0)
         disk.write(first[:440])  # up to the partition table, which stays
         disk.seek(BIOS_START * SECTOR)

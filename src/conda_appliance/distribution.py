@@ -11,7 +11,7 @@ import json
 import re
 import signal
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -49,9 +49,16 @@ _VARIABLES = (
 
 
 def locate(
-    asked: Distribution, folder: Path, cache: sources.Cache, progress: Callable[[str], None]
+    asked: Distribution,
+    folder: Path,
+    cache: sources.Cache,
+    progress: Callable[[str], None],
+    *,
+    machine: str = "x86_64",
 ) -> InstallerSection:
     """The installer that a definition in ``folder`` asks for, in the cache, with its digest. Needs the network.
+
+    ``machine`` is what uname(1) says where it will run.
 
     The digest of a release is its publisher's: Miniforge's stands beside the file, Miniconda's in a list of all. Raises
     UsageError for a release that there is not, BuildError when nobody answers, HashMismatch for other bytes.
@@ -74,7 +81,7 @@ def locate(
             url_of = url
     else:
         assert asked.name is not None
-        version, url, sha256 = _RELEASES[asked.name](asked, progress)
+        version, url, sha256 = _RELEASES[asked.name](asked, progress, machine)
         name, url_of = asked.name, url
     progress(f"fetching {url_of.rpartition('/')[2]}")
     sources.fetch(
@@ -100,27 +107,27 @@ def _told(url: str) -> dict[str, Any]:
     return value
 
 
-def _miniforge(asked: Distribution, progress: Callable[[str], None]) -> tuple[str, str, str]:
+def _miniforge(asked: Distribution, progress: Callable[[str], None], machine: str) -> tuple[str, str, str]:
     version = asked.version
     if version is None:
         progress("which Miniforge is the newest?")
         version = str(_told(MINIFORGE_LATEST).get("tag_name") or "")
         if not version:
             raise BuildError(f"{MINIFORGE_LATEST} names no release", hint="name one: version: 25.9.1-0")
-    url = f"{(asked.mirror or MINIFORGE).rstrip('/')}/{version}/Miniforge3-{version}-Linux-x86_64.sh"
+    url = f"{(asked.mirror or MINIFORGE).rstrip('/')}/{version}/Miniforge3-{version}-Linux-{machine}.sh"
     text = sources.read_url(f"{url}.sha256").decode("ascii", "replace")
     if (match := re.match(r"([0-9a-f]{64})\b", text)) is None:
         raise BuildError(f"{url}.sha256 is no SHA-256: {text[:60]!r}", hint="look at the mirror")
     return version, url, match[1]
 
 
-def _miniconda(asked: Distribution, progress: Callable[[str], None]) -> tuple[str, str, str]:
+def _miniconda(asked: Distribution, progress: Callable[[str], None], machine: str) -> tuple[str, str, str]:
     base = (asked.mirror or MINICONDA).rstrip("/")
     progress("reading Miniconda's list of releases")
     found = {
         match[1]: about
         for name, about in _told(f"{base}/.files.json").items()
-        if (match := re.fullmatch(r"Miniconda3-(py\d+_\d[\w.-]*)-Linux-x86_64\.sh", name))
+        if (match := re.fullmatch(rf"Miniconda3-(py\d+_\d[\w.-]*)-Linux-{machine}\.sh", name))
         and isinstance(about, dict)
         and {"mtime", "sha256"} <= {*about}
     }
@@ -130,7 +137,7 @@ def _miniconda(asked: Distribution, progress: Callable[[str], None]) -> tuple[st
     if version not in found:
         some = sorted(found, key=lambda one: float(found[one]["mtime"]))[-5:]
         raise UsageError(f"there is no Miniconda {version}", hint=f"the last ones are {', '.join(some)}")
-    return version, f"{base}/Miniconda3-{version}-Linux-x86_64.sh", str(found[version]["sha256"])
+    return version, f"{base}/Miniconda3-{version}-Linux-{machine}.sh", str(found[version]["sha256"])
 
 
 _RELEASES = {"miniforge": _miniforge, "miniconda": _miniconda}
@@ -144,6 +151,7 @@ def tree(
     system: Callable[[], Path],
     store: Store,
     epoch: int,
+    loader: Callable[[], Sequence[process.Argument]] = tuple,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> Layer:
     """The environment that ``installer`` makes at ``prefix``: from the cache, or made now by running it.
@@ -151,7 +159,7 @@ def tree(
     It runs in the root file system ``system``, which is only read, without a network and with few of root's rights.
     The same installer gives the same tree: byte code is compiled anew, records and times say nothing of the run, what
     can be had again is left out, and each file that no record names stands in the environment's own list
-    (`prefix_check.INSTALLED`).
+    (`prefix_check.INSTALLED`). ``loader`` gives what `conda.link` calls so.
     Raises BuildError with the installer's words when it fails or leaves no environment.
     """
     parts: layers.Parts = {
@@ -176,6 +184,7 @@ def tree(
             epoch=epoch,
             store=store,
             cmd=f"{section.filename} -b -p {prefix}",
+            loader=loader(),
         )
         if findings := prefix_check.check(to, (".condarc",)):
             raise BuildError(
@@ -242,7 +251,7 @@ def _run(
         last = "\n".join(said[-12:])
         raise BuildError(
             f"{section.filename} failed with status {error.returncode} when it ran for {prefix}:\n{last}",
-            hint="it must be an installer for Linux on x86-64 that constructor made, and one that needs no network",
+            hint="it must be an installer for the machine's Linux that constructor made, and one that needs no network",
         ) from None
     made = upper / prefix.lstrip("/")
     if not (made / "conda-meta").is_dir():

@@ -112,7 +112,9 @@ class Exporter:
         return [made[form] for form in forms], taken
 
     def _name(self, form: str) -> str:
-        return formats.file_name(form, name=self.image.name, version=self.image.version)
+        return formats.file_name(
+            form, name=self.image.name, version=self.image.version, platform=self.image.platform.name
+        )
 
     def _source(self, form: str) -> str:
         """`source_of` a form, or nothing for a disk that is another one each time."""

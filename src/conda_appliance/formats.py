@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from conda_appliance import platforms
+
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
@@ -14,7 +16,8 @@ class Form:
     user. ``file`` is the artifact's name, with {name} and {version} in it. ``opens`` says what consumes it,
     ``tested`` what is done with it in this project's tests, ``use`` the command that takes it into use; ``page`` is
     the how-to page. ``command`` makes it where it is none of a definition's ``formats``. ``qemu`` is QEMU's name of
-    it, where QEMU boots it; ``tools`` are the programs of the host that only this form needs.
+    it, where QEMU boots it; ``tools`` are the programs of the host that only this form needs; ``x86``: it describes a
+    machine with an x86-64 processor. ``file`` has {machine}, {debian} or {mark} too, as `platforms` has them.
     """
 
     name: str
@@ -27,6 +30,7 @@ class Form:
     command: str = ""
     qemu: str = ""
     tools: tuple[str, ...] = ()
+    x86: bool = False
 
 
 _BOOTED = "compared with the disk, sector by sector; hello booted in QEMU until its service answered"
@@ -35,7 +39,7 @@ FORMS = (
     Form(
         name="qcow2",
         family="disk",
-        file="{name}.qcow2",
+        file="{name}{mark}.qcow2",
         opens="QEMU 5.1 and later, libvirt, Proxmox VE, OpenStack",
         tested="qemu-img check; every build boots it in QEMU and runs its checks",
         use="virt-install --import --disk {file} --name {name} --memory 1024 --osinfo debian13",
@@ -45,7 +49,7 @@ FORMS = (
     Form(
         name="raw",
         family="disk",
-        file="{name}.raw",
+        file="{name}{mark}.raw",
         opens="everything, dd too",
         tested="compared with the disk, sector by sector",
         use="qm importdisk VMID {file} STORAGE",
@@ -55,7 +59,7 @@ FORMS = (
     Form(
         name="raw.zst",
         family="disk",
-        file="{name}.raw.zst",
+        file="{name}{mark}.raw.zst",
         opens="zstd, and then everything",
         tested="unpacked, and compared with the disk byte by byte",
         use="zstd -d --sparse {file} && qm importdisk VMID {name}.raw STORAGE",
@@ -65,7 +69,7 @@ FORMS = (
     Form(
         name="vmdk",
         family="disk",
-        file="{name}.vmdk",
+        file="{name}{mark}.vmdk",
         opens="VMware (streamOptimized), VirtualBox, AWS import",
         tested=_BOOTED,
         use="aws ec2 import-image --disk-containers Format=VMDK,Url=s3://BUCKET/{file}",
@@ -75,16 +79,17 @@ FORMS = (
     Form(
         name="ova",
         family="disk",
-        file="{name}.ova",
+        file="{name}{mark}.ova",
         opens="VMware vSphere, Workstation and Fusion; VirtualBox",
         tested="its descriptor's structure and its manifest's digests; its disk is the vmdk",
         use="govc import.ova {file}    |    VBoxManage import {file}",
         page="disk-images",
+        x86=True,
     ),
     Form(
         name="vhd",
         family="disk",
-        file="{name}.vhd",
+        file="{name}{mark}.vhd",
         opens="Azure (fixed size, whole MiB), older Hyper-V",
         tested=_BOOTED,
         use="az storage blob upload --type page --file {file} … && az image create --source URL --os-type Linux …",
@@ -94,7 +99,7 @@ FORMS = (
     Form(
         name="vhdx",
         family="disk",
-        file="{name}.vhdx",
+        file="{name}{mark}.vhdx",
         opens="Hyper-V",
         tested=_BOOTED,
         use="New-VM -Name {name} -MemoryStartupBytes 1GB -Generation 2 -VHDPath {file}",
@@ -104,7 +109,7 @@ FORMS = (
     Form(
         name="vdi",
         family="disk",
-        file="{name}.vdi",
+        file="{name}{mark}.vdi",
         opens="VirtualBox",
         tested=_BOOTED,
         use="VBoxManage storageattach VM --storagectl SATA --port 0 --type hdd --medium {file}",
@@ -114,7 +119,7 @@ FORMS = (
     Form(
         name="gce",
         family="disk",
-        file="{name}.gce.tar.gz",
+        file="{name}{mark}.gce.tar.gz",
         opens="Google Compute Engine",
         tested="unpacked with GNU tar, and compared with the disk byte by byte",
         use="gcloud compute images create {name} --source-uri gs://BUCKET/{file}",
@@ -124,7 +129,7 @@ FORMS = (
     Form(
         name="box-libvirt",
         family="box",
-        file="{name}-{version}.libvirt.box",
+        file="{name}-{version}{mark}.libvirt.box",
         opens="Vagrant with vagrant-libvirt (KVM)",
         tested="Debian's Vagrant and libvirt: added from its catalog, up, ssh, checks, halt, destroy",
         use="vagrant box add out/{name}/{name}.json --provider libvirt && vagrant init {name} && vagrant up",
@@ -134,17 +139,18 @@ FORMS = (
     Form(
         name="box-virtualbox",
         family="box",
-        file="{name}-{version}.virtualbox.box",
+        file="{name}-{version}{mark}.virtualbox.box",
         opens="Vagrant with VirtualBox",
         tested="added by Debian's Vagrant; its OVF's structure; its vmdk booted in QEMU until its service answered",
         use="vagrant box add out/{name}/{name}.json --provider virtualbox && vagrant init {name} && vagrant up",
         page="vagrant",
         tools=("tar", "pigz"),
+        x86=True,
     ),
     Form(
         name="box-qemu",
         family="box",
-        file="{name}-{version}.qemu.box",
+        file="{name}-{version}{mark}.qemu.box",
         opens="Vagrant with vagrant-qemu",
         tested="added by Debian's Vagrant; the disk is box-libvirt's",
         use="vagrant box add out/{name}/{name}.json --provider qemu && vagrant init {name} && vagrant up",
@@ -154,7 +160,7 @@ FORMS = (
     Form(
         name="tar",
         family="plain",
-        file="{name}-{version}.tar.zst",
+        file="{name}-{version}{mark}.tar.zst",
         opens="any Linux with zstd and tar; laid out as conda-pack's",
         tested="unpacked and moved where there are only dash, coreutils and tar, or only busybox",
         use="mkdir ENV && tar -x --zstd -f {file} -C ENV && ENV/bin/conda-unpack",
@@ -164,7 +170,7 @@ FORMS = (
     Form(
         name="sh",
         family="plain",
-        file="{name}-{version}-Linux-x86_64.sh",
+        file="{name}-{version}-Linux-{machine}.sh",
         opens="any Linux with a shell, coreutils, tar and gzip; options as constructor's installers",
         tested="installed, updated and damaged where there are only dash, coreutils, tar and gzip, or only busybox",
         use="sh {file} -b -p PREFIX",
@@ -174,7 +180,7 @@ FORMS = (
     Form(
         name="oci",
         family="container",
-        file="{name}-{version}.oci.tar",
+        file="{name}-{version}{mark}.oci.tar",
         opens="podman, skopeo, containerd, Docker 25 and later",
         tested="skopeo inspect and copy; unpacked by umoci and run by runc until its service answered",
         use="podman load -i {file}    |    skopeo copy oci-archive:{file} docker://REGISTRY/{name}:{version}",
@@ -183,7 +189,7 @@ FORMS = (
     Form(
         name="docker-archive",
         family="container",
-        file="{name}-{version}.docker.tar",
+        file="{name}-{version}{mark}.docker.tar",
         opens="every Docker, podman, kind, k3s",
         tested="skopeo inspect and copy; the same layers and configuration as oci",
         use="docker load -i {file}",
@@ -192,7 +198,7 @@ FORMS = (
     Form(
         name="deb",
         family="package",
-        file="{name}_{version}_amd64.deb",
+        file="{name}_{version}_{debian}.deb",
         opens="Debian, Ubuntu and their kin, from Debian 11's dpkg on",
         tested="installed, upgraded, removed and purged by dpkg in a Debian; clean for lintian but for listed reasons",
         use="apt install ./{file}",
@@ -202,7 +208,7 @@ FORMS = (
     Form(
         name="rpm",
         family="package",
-        file="{name}-{version}-1.x86_64.rpm",
+        file="{name}-{version}-1.{machine}.rpm",
         opens="Fedora, RHEL 8 and later, openSUSE and their kin",
         tested="installed, verified, upgraded and removed by rpm --root in a Debian (--nodeps)",
         use="dnf install ./{file}",
@@ -212,7 +218,7 @@ FORMS = (
     Form(
         name="payload-iso",
         family="disc",
-        file="{name}-{version}-payload.iso",
+        file="{name}-{version}{mark}-payload.iso",
         opens="any machine that runs Linux, from a CD or a stick",
         tested="installed, upgraded, rolled back, killed, damaged and removed where there are only dash and coreutils, "
         "or only busybox",
@@ -223,7 +229,7 @@ FORMS = (
     Form(
         name="userspace-iso",
         family="disc",
-        file="{name}-{version}-userspace.iso",
+        file="{name}-{version}{mark}-userspace.iso",
         opens="any machine that runs Linux and systemd, which runs the environments from the disc",
         tested="its services answered, were stopped by taking the disc out, and came back with it",
         use="mount -r /dev/sdX /mnt && sh /mnt/mount.sh",
@@ -233,22 +239,24 @@ FORMS = (
     Form(
         name="live-iso",
         family="disc",
-        file="{name}-{version}-live.iso",
+        file="{name}-{version}{mark}-live.iso",
         opens="a machine that starts from a CD or a stick, BIOS or UEFI",
         tested="started as a CD and as a stick on SeaBIOS and OVMF",
         use="conda-appliance disc write {file} /dev/sdX --erase /dev/sdX",
         page="live-disc",
         command="conda-appliance disc IMAGE live",
+        x86=True,
     ),
     Form(
         name="installer-iso",
         family="disc",
-        file="{name}-{version}-installer.iso",
+        file="{name}-{version}{mark}-installer.iso",
         opens="a machine whose disk it installs, BIOS or UEFI",
         tested="installed onto empty and used disks, with write errors and power cuts, on SeaBIOS and OVMF",
         use="conda-appliance disc write {file} /dev/sdX --erase /dev/sdX",
         page="installer-disc",
         command="conda-appliance disc IMAGE installer",
+        x86=True,
     ),
 )
 
@@ -268,9 +276,12 @@ def of_family(family: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if BY_NAME[name].family == family]
 
 
-def file_name(form: str, *, name: str, version: str) -> str:
-    """The name of an artifact's file."""
-    return BY_NAME[form].file.format(name=name, version=version)
+def file_name(form: str, *, name: str, version: str, platform: str = platforms.DEFAULT) -> str:
+    """The name of an artifact's file, for a platform of conda's."""
+    about = platforms.PLATFORMS[platform]
+    return BY_NAME[form].file.format(
+        name=name, version=version, machine=about.machine, debian=about.debian, mark=about.mark
+    )
 
 
 def use(form: Form, *, name: str = "NAME", version: str = "VERSION") -> str:

@@ -13,6 +13,10 @@ from pathlib import Path
 
 from conda_appliance import namespace, process
 from conda_appliance.errors import BuildError
+from conda_appliance.process import Starter
+
+#: On a host of the environment's platform.
+_PLAIN = Starter()
 
 #: Opens a browser; prints; are programs.
 _NOT_ASKED = frozenset({"antigravity", "this", "__main__", "idlelib", "turtledemo", "test"})
@@ -79,11 +83,22 @@ def _entry_points(path: Path) -> Iterator[str]:
             yield value.partition(":")[0].partition("[")[0].strip()
 
 
-def failing(folder: Path, prefix: str, names: Collection[str], work: Path) -> dict[str, str]:
-    """Those of ``names`` that cannot be imported in the environment in ``folder``, which lives at ``prefix``: why."""
+def failing(
+    folder: Path, prefix: str, names: Collection[str], work: Path, starter: Starter = _PLAIN
+) -> dict[str, str]:
+    """Those of ``names`` that cannot be imported in the environment in ``folder``, which lives at ``prefix``: why.
+
+    ``starter`` is how its Python is started on this host.
+    """
     work.mkdir(exist_ok=True)
     home = namespace.place_of(prefix)
-    command = namespace.confined(work, folder, prefix, [f"{home}/bin/python", "-I", "-B", "-c", _ASK])
+    command = namespace.confined(
+        work,
+        folder,
+        prefix,
+        [*starter.words, f"{home}/bin/python", "-I", "-B", "-c", _ASK],
+        also=starter.files,
+    )
     done = process.run(command, input=json.dumps(sorted(names)), check=False)
     try:
         said: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
@@ -96,7 +111,14 @@ def failing(folder: Path, prefix: str, names: Collection[str], work: Path) -> di
     return said
 
 
-def lost(before: Path, after: Path, prefix: str, work: Path, gone: Collection[str] = ()) -> dict[str, str]:
+def lost(
+    before: Path,
+    after: Path,
+    prefix: str,
+    work: Path,
+    gone: Collection[str] = (),
+    starter: Starter = _PLAIN,
+) -> dict[str, str]:
     """The modules that can be imported in ``before`` and not in ``after``: why. ``gone`` are not asked for.
 
     An environment without a Python has none.
@@ -104,8 +126,8 @@ def lost(before: Path, after: Path, prefix: str, work: Path, gone: Collection[st
     if not (before / "bin/python").exists():
         return {}
     asked = [name for name in modules(before) if name not in gone]
-    fails = failing(after, prefix, asked, work)
+    fails = failing(after, prefix, asked, work, starter)
     if fails:  # as many cannot be imported anywhere, for Windows or without a display: only what could counts
-        never = failing(before, prefix, fails, work)
+        never = failing(before, prefix, fails, work, starter)
         fails = {name: why for name, why in fails.items() if name not in never}
     return fails

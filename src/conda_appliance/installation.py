@@ -58,6 +58,7 @@ def about(
     yield f"name {definition.name}"
     yield f"version {definition.version}"
     yield f"summary {' '.join(definition.summary.split())}"
+    yield f"machine {definition.platform.machine}"
     yield f"id {identity}"
     yield f"prefix {definition.conda.prefix}"
     yield f"longest {found.longest}"

@@ -1,27 +1,33 @@
 """The lock: every input of a build by name, place, size and SHA-256. Pure: reads and writes text, no network.
 
 It is YAML for people's diffs; a program reads it with any YAML library. Field order and formatting are fixed,
-so that the same content is the same bytes.
+so that the same content is the same bytes. A `Lock` is of one platform; a file may hold those of several.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from conda_appliance import resources
+from conda_appliance import platforms, resources
 from conda_appliance.errors import LockError
 
 #: libyaml's safe loader and dumper where PyYAML was built with it: ten times as fast on a lock of 300 packages.
 _FastLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _FastDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
-#: The version of the lock's own shape.
-VERSION = 1
+#: The versions of the lock's own shape: for one platform, and for several.
+VERSION, SEVERAL = 1, 2
+
+if TYPE_CHECKING:
+    PlatformName = str
+else:
+    PlatformName = Literal[tuple(platforms.PLATFORMS)]
 
 
 class _Part(BaseModel):
@@ -45,12 +51,22 @@ class DebianPackage(_Part):
 
 
 class DebianSection(_Part):
-    """A bootstrapped Debian: the exact packages of a suite."""
+    """A bootstrapped Debian: the exact packages of a suite.
+
+    ``boot`` are packages with the boot loader of a platform that the host's own may not have; the machine's disk gets
+    what is made from them, its file system does not.
+    """
 
     suite: str
     architecture: str = "amd64"
     glibc: str
     packages: tuple[DebianPackage, ...]
+    boot: tuple[DebianPackage, ...] | None = None
+
+    @property
+    def every(self) -> tuple[DebianPackage, ...]:
+        """All packages that a build reads."""
+        return (*self.packages, *(self.boot or ()))
 
 
 class ImageSection(_Part):
@@ -132,14 +148,17 @@ class CondaSection(_Part):
     ``post_link`` says where post-link scripts run, if there are any.
     """
 
-    platform: Literal["linux-64"] = "linux-64"
+    platform: PlatformName = platforms.DEFAULT
     virtual_packages: tuple[str, ...]
     post_link: Literal["build", "first-boot"] | None = None
     environments: dict[str, EnvironmentSection]
 
 
 class Lock(_Part):
-    """Everything a build reads. ``digest`` is `definition.lock_digest` of what it answers, ``base`` of its base."""
+    """Everything a build reads. ``digest`` is `definition.lock_digest` of what it answers, ``base`` of its base.
+
+    It is of one platform: that of its ``conda``.
+    """
 
     version: Literal[1] = 1
     name: str
@@ -154,20 +173,17 @@ class Lock(_Part):
     @property
     def text(self) -> str:
         """The lock as YAML text; the same lock gives the same text."""
-        head = "# Written by conda-appliance; `conda-appliance lock` renews it. Builds read this and nothing newer.\n"
-        body = yaml.dump(
-            self.model_dump(mode="json", exclude_none=True),
-            Dumper=_FastDumper,
-            sort_keys=False,
-            width=4096,
-            allow_unicode=True,
-        )
-        return head + str(body)
+        return _text(self)
+
+    @property
+    def platform(self) -> str:
+        """The platform it is of, by conda's name."""
+        return self.conda.platform
 
     @property
     def downloads(self) -> int:
         """How many bytes the lock's packages have together."""
-        debian = self.debian.packages if self.debian else ()
+        debian = self.debian.every if self.debian else ()
         sections = self.conda.environments.values()
         conda = [p for e in sections if e.installer is None for p in e.packages]
         installers = [e.installer for e in sections if e.installer is not None]
@@ -181,18 +197,106 @@ class Lock(_Part):
         return sum(p.size for p in debian) + sum({p.sha256: p.size for p in everything}.values())
 
 
+class _Platform(_Part):
+    """What a lock of several platforms has of one."""
+
+    debian: DebianSection | None = None
+    image: ImageSection | None = None
+    conda: CondaSection
+    programs: dict[str, ProgramSection] | None = None
+
+
+class _Several(_Part):
+    """Locks of several platforms that answer one definition."""
+
+    version: Literal[2] = 2
+    name: str
+    digest: str
+    base: str | None = None
+    tools: dict[str, str]
+    platforms: dict[str, _Platform]
+
+    def locks(self) -> list[Lock]:
+        return [
+            Lock(
+                name=self.name,
+                digest=self.digest,
+                base=self.base,
+                tools=self.tools,
+                debian=one.debian,
+                image=one.image,
+                conda=one.conda,
+                programs=one.programs,
+            )
+            for one in self.platforms.values()
+        ]
+
+
+def _text(value: _Part) -> str:
+    head = "# Written by conda-appliance; `conda-appliance lock` renews it. Builds read this and nothing newer.\n"
+    body = yaml.dump(
+        value.model_dump(mode="json", exclude_none=True),
+        Dumper=_FastDumper,
+        sort_keys=False,
+        width=4096,
+        allow_unicode=True,
+    )
+    return head + str(body)
+
+
 def path_for(definition: Path) -> Path:
     """Where a definition's lock stands: beside it, ``NAME.lock``."""
     return definition.with_suffix(".lock")
 
 
-def write(lock: Lock, path: Path) -> None:
-    """Write ``path`` in one step: readers see the old lock or the new one."""
-    resources.write(path, lock.text)
+def text_of(locks: Sequence[Lock]) -> str:
+    """The file that holds ``locks``, one of each platform, as YAML text."""
+    if len(locks) == 1:
+        return locks[0].text
+    first = locks[0]
+    return _text(
+        _Several(
+            name=first.name,
+            digest=first.digest,
+            base=first.base,
+            tools=first.tools,
+            platforms={
+                one.platform: _Platform(
+                    debian=one.debian, image=one.image, conda=one.conda, programs=one.programs
+                )
+                for one in locks
+            },
+        )
+    )
 
 
-def read(path: Path) -> Lock:
-    """Read a lock. Raises LockError when it is missing, not a lock, or of a newer shape."""
+def write(locks: Lock | Sequence[Lock], path: Path) -> None:
+    """Write ``path`` in one step, with the locks of all platforms: readers see the old file or the new one."""
+    resources.write(path, text_of([locks] if isinstance(locks, Lock) else locks))
+
+
+def write_one(lock: Lock, path: Path) -> None:
+    """Write the lock of one platform into a file that may hold others', which stay as they are."""
+    write([lock if one.platform == lock.platform else one for one in read_all(path)], path)
+
+
+def read(path: Path, platform: str | None = None) -> Lock:
+    """Read the lock of a platform; none is the first. Raises LockError as `read_all`, or when it has no such."""
+    locks = read_all(path)
+    found = next((one for one in locks if platform in (None, one.platform)), None)
+    if found is None:
+        raise LockError(
+            f"{path} is for {', '.join(one.platform for one in locks)}, not for {platform}",
+            hint=f"name it in platforms, and: conda-appliance lock {path.with_suffix('.yaml')}",
+        )
+    return found
+
+
+def read_all(path: Path) -> list[Lock]:
+    """Read the locks of a file, one of each platform.
+
+    Raises LockError when it is missing, not a lock, or of a newer shape.
+    """
     mend = f"conda-appliance lock {path.with_suffix('.yaml')}"
     try:
         value: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=_FastLoader)  # noqa: S506
@@ -200,13 +304,13 @@ def read(path: Path) -> Lock:
         raise LockError(f"there is no lock {path}", hint=mend) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise LockError(f"{path} cannot be read as a lock: {error}", hint=mend) from None
-    if isinstance(value, dict) and value.get("version") != VERSION:
+    version = value.get("version") if isinstance(value, dict) else VERSION
+    if version not in (VERSION, SEVERAL):
         raise LockError(
-            f"{path} has lock version {value.get('version')!r}; this program knows {VERSION}",
-            hint=mend,
+            f"{path} has lock version {version!r}; this program knows {VERSION} and {SEVERAL}", hint=mend
         )
     try:
-        return Lock.model_validate(value)
+        return [Lock.model_validate(value)] if version == VERSION else _Several.model_validate(value).locks()
     except ValidationError as error:
         first = error.errors()[0]
         at = ".".join(str(part) for part in first["loc"])

@@ -144,7 +144,11 @@ def take(
         index = package.read_index_of(path, one.filename)
         name, subdir = str(index["name"]), str(index.get("subdir") or _subdir(one.url))
         if subdir not in (platform, "noarch"):
-            raise UsageError(f"{one.filename} is for {subdir}, and the machine is {platform}")
+            raise UsageError(
+                f"{one.filename} is for {subdir}, and the machine is {platform}",
+                hint="an @EXPLICIT file is for one platform: take a pixi.lock or conda-lock.yml for several, or a "
+                "definition for each",
+            )
         if name in found:
             raise UsageError(f"the lock names {name} twice: {found[name].filename} and {one.filename}")
         found[name] = CondaPackage(
@@ -312,6 +316,8 @@ def _pixi(
                 "conda": url,
                 "sha256": one.sha256,
                 "md5": about["md5"],
+                # What pixi reads from the URL of a channel on a server.
+                **({} if url.startswith("http") else {"subdir": one.subdir}),
                 **{key: about[key] for key in ("depends", "constrains") if about.get(key)},
                 **({"license": about["license"]} if about.get("license") else {}),
                 "size": one.size,

@@ -21,10 +21,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from conda_appliance import lazy, process, qemu
+from conda_appliance import lazy, platforms, process, qemu
 from conda_appliance.accelerator import Accelerator
 from conda_appliance.accelerator import accelerator as accelerator  # also ours to others
 from conda_appliance.errors import BuildError, CommandFailed, UsageError
+from conda_appliance.platforms import PLATFORMS, Platform
 from conda_appliance.process import Completed
 from conda_appliance.qemu import Firmware, Forward
 
@@ -54,9 +55,15 @@ def slot() -> threading.Semaphore:
     return threading.Semaphore(max(1, (os.cpu_count() or 1) // accelerator().processors))
 
 
-def tools() -> list[str]:
+def tools(platform: Platform = PLATFORMS[platforms.DEFAULT]) -> list[str]:
     """The host's programs that a machine needs."""
-    return ["qemu-system-x86_64", "qemu-img", "ssh-keygen"]
+    return [platform.qemu, "qemu-img", "ssh-keygen"]
+
+
+def require(firmware: Firmware, platform: Platform) -> None:
+    """Raise ToolMissing where the host has no ``firmware`` for machines of ``platform``."""
+    if firmware == "uefi":
+        qemu.ovmf(platform)
 
 
 def new_key(folder: Path, comment: str = "conda-appliance") -> Path:
@@ -301,7 +308,7 @@ class Machine:
         """A BuildError that shows the end of the console."""
         lines = qemu.tail(self.serial_log)
         shown = "\n".join(f"  | {line}" for line in lines) or (
-            "  | (nothing: the firmware found nothing to start, or the guest does not use ttyS0)"
+            "  | (nothing: the firmware found nothing to start, or the guest does not use the serial port)"
         )
         return BuildError(
             f"{message}\nThe last lines of its console:\n{shown}",
@@ -329,6 +336,7 @@ def boot(
     name: str = "appliance",
     arrived: qemu.Arrived | None = None,
     attached: qemu.Attachment = "disk",
+    platform: Platform = PLATFORMS[platforms.DEFAULT],
 ) -> Iterator[Machine]:
     """A machine that runs while the block does, from an overlay of ``image`` (qcow2 or raw) in ``work``.
 
@@ -340,8 +348,8 @@ def boot(
     Raises ToolMissing without QEMU or OVMF, UsageError when a port is in use, BuildError when QEMU does not
     start.
     """
-    accelerated_by = accelerated_by or accelerator()
-    code = qemu.prepare(image, work, firmware)
+    accelerated_by = accelerated_by or accelerator(platform)
+    code = qemu.prepare(image, work, firmware, platform)
     argv = qemu.arguments(
         name=name,
         accelerator=accelerated_by,
@@ -354,6 +362,7 @@ def boot(
         code=code,
         watched=arrived is not None,
         attached=attached,
+        platform=platform,
     )
     started = time.monotonic()
     with (

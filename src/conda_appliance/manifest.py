@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from conda_appliance import resources, trees
+from conda_appliance import platforms, resources, trees
 from conda_appliance.errors import BuildError
 from conda_appliance.lock import Lock
 
@@ -62,6 +62,7 @@ class Manifest(_Record):
     name: str
     version: str
     summary: str
+    platform: str = platforms.DEFAULT
     id: str
     created: str
     builder: str

@@ -123,6 +123,10 @@ done
 mkdir -m 1777 dev/shm
 echo 'nobody:x:65534:65534:nobody:/tmp:/bin/sh' >etc/passwd
 mount --bind "$TREE" ".$HOME"
+if [ -n "$ALSO" ]; then
+    mkdir -p ".$ALSO"
+    mount --bind "$ALSO" ".$ALSO"
+fi
 exec chroot . setpriv --reuid 65534 --regid 65534 --clear-groups --no-new-privs --inh-caps=-all --bounding-set=-all \
     env -i HOME=/tmp PATH="$HOME/bin:/usr/bin:/bin" LC_ALL=C.UTF-8 "$@"
 """
@@ -133,15 +137,17 @@ def place_of(prefix: str) -> str:
     return "/environment" if prefix.split("/")[1] in {*_HOST, "proc", "dev", "etc"} else prefix
 
 
-def confined(work: Path, tree: Path, prefix: str, argv: Sequence[Argument]) -> list[Argument]:
+def confined(
+    work: Path, tree: Path, prefix: str, argv: Sequence[Argument], *, also: Path | None = None
+) -> list[Argument]:
     """The command that runs ``argv`` as nobody, with no network, where it sees an environment and may write to /tmp.
 
     ``work`` is an empty folder, ``tree`` the environment that lives at ``prefix`` (`place_of` says where it stands).
-    Needs root, of this system or of a user namespace (`require_root`).
+    ``also`` is a folder that is found there too, where it is here. Needs root, of this system or of a user namespace
+    (`require_root`).
     """
-    variables = (
-        f"WORK={shlex.quote(os.fspath(work.resolve()))}\nTREE={shlex.quote(os.fspath(tree.resolve()))}\n"
-    )
+    places = {"WORK": work.resolve(), "TREE": tree.resolve(), "ALSO": also.resolve() if also else ""}
+    variables = "".join(f"{name}={shlex.quote(os.fspath(place))}\n" for name, place in places.items())
     return isolated(f"{variables}HOME={place_of(prefix)}\n{_CONFINED}", argv, network=False)
 
 

@@ -14,7 +14,7 @@ import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from conda_appliance import compare, formats, process, resources, trees
+from conda_appliance import compare, formats, platforms, process, resources, trees
 from conda_appliance.errors import BuildError
 
 #: What a machine image adds to the environments: settings, and that nobody changes them.
@@ -50,10 +50,10 @@ TOOLS = {
 }
 
 
-def form_of(path: Path, *, name: str, version: str) -> str | None:
-    """The form that a file is by its name, of an appliance's name and version; None where it is none."""
+def form_of(path: Path, *, name: str, version: str, platform: str = platforms.DEFAULT) -> str | None:
+    """The form that a file is by its name, of an appliance's name, version and platform; None where it is none."""
     for form in formats.BY_NAME:
-        if formats.file_name(form, name=name, version=version) == path.name:
+        if formats.file_name(form, name=name, version=version, platform=platform) == path.name:
             return form
     return None
 

@@ -70,6 +70,7 @@ def parts(shipment: Shipment) -> dict[str, object]:
         "units": [unit.system for unit in render.payload_units(image, project=shipment.project)],
         "users": render.payload_users(image, project=shipment.project),
         "templates": [path.read_text(encoding="utf-8") for path in sorted(templates.iterdir())],
+        "platform": image.platform.name,
         "environment": shipment.linked.sha256,
         "glibc": contract.of(shipment.lock.conda.virtual_packages).glibc,
         "epoch": shipment.epoch,
@@ -119,7 +120,14 @@ def rpm(shipment: Shipment, to: Path, work: Path) -> None:
     _write(spec, "package.spec", shipment, {**made.values, "listed": listed})
     process.run(
         [
-            *("rpmbuild", "-bb", "--noclean", "--quiet", "--target", "x86_64-linux"),
+            *(
+                "rpmbuild",
+                "-bb",
+                "--noclean",
+                "--quiet",
+                "--target",
+                f"{shipment.image.platform.machine}-linux",
+            ),
             *(
                 "--define",
                 f"_topdir {work}/rpm",
@@ -178,6 +186,7 @@ class _Staged:
             "license": image.package.license,
             "year": datetime.fromtimestamp(shipment.epoch, UTC).year,
             "services": [unit.name for unit in units],
+            "architecture": image.platform.debian,
             "glibc": contract.of(shipment.lock.conda.virtual_packages).glibc,
             "kilobytes": -(-sum(about.st_size for _, about in trees.walk(root)) // 1024),
             "packages": sorted({f"{one.name} {one.version}" for part in sections for one in part.packages}),

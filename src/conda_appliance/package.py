@@ -20,7 +20,9 @@ from typing import Any
 
 from conda_package_streaming import create, package_streaming
 
+from conda_appliance import platforms
 from conda_appliance.errors import BuildError
+from conda_appliance.platforms import PLATFORMS
 
 #: The path that stands for the prefix in a package, as long as conda's own (255 characters) so that any
 #: prefix fits where it is replaced inside a binary.
@@ -35,7 +37,8 @@ COMPRESSION = 12
 class Package:
     """A package about to be written: ``root`` is its prefix, ``placeholder`` what stands for it in its files.
 
-    ``licenses`` are the licence texts by file name, ``about`` further fields of ``info/about.json``.
+    ``licenses`` are the licence texts by file name, ``about`` further fields of ``info/about.json``. ``platform`` is
+    what it is for, unless it is noarch.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Package:
     noarch_python: bool = False
     entry_points: tuple[str, ...] = ()
     placeholder: str = ""
+    platform: str = platforms.DEFAULT
     about: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -67,10 +71,12 @@ def write_package(package: Package, folder: Path) -> Path:
                 "build_number": 0,
                 "depends": list(package.depends),
                 "license": package.license,
-                "subdir": "noarch" if package.noarch_python else "linux-64",
+                "subdir": "noarch" if package.noarch_python else package.platform,
                 "timestamp": EPOCH * 1000,
                 **(
-                    {"noarch": "python"} if package.noarch_python else {"arch": "x86_64", "platform": "linux"}
+                    {"noarch": "python"}
+                    if package.noarch_python
+                    else {"arch": PLATFORMS[package.platform].machine, "platform": "linux"}
                 ),
             }
         ),
@@ -209,9 +215,9 @@ def link_scripts(path: Path, filename: str) -> frozenset[str]:
     raise BuildError(f"{filename} has no info/paths.json or info/files")
 
 
-def write_repodata(channel: Path) -> None:
+def write_repodata(channel: Path, platform: str = platforms.DEFAULT) -> None:
     """Write ``repodata.json`` for both subdirs of a channel folder (conda's own shape, version 1)."""
-    for subdir in ("linux-64", "noarch"):
+    for subdir in (platform, "noarch"):
         folder = channel / subdir
         folder.mkdir(parents=True, exist_ok=True)
         packages: dict[str, dict[str, object]] = {".tar.bz2": {}, ".conda": {}}

@@ -17,6 +17,7 @@ from conda_appliance import (
     disc,
     disctree,
     distribution,
+    emulation,
     first_boot,
     layers,
     namespace,
@@ -32,6 +33,8 @@ from conda_appliance.definition_slim import Part
 from conda_appliance.errors import BuildError, HashMismatch, UsageError
 from conda_appliance.layers import Layer, Store
 from conda_appliance.lock import EnvironmentSection, Lock
+from conda_appliance.platforms import PLATFORMS
+from conda_appliance.process import Argument
 
 #: How much of a file is read at once, in bytes.
 _BLOCK = 1 << 20
@@ -77,7 +80,17 @@ def environment(
     if not without:
         return whole
     prefixes = {name: section.prefix for name, section in lock.conda.environments.items()}
-    return slim.layer(whole, prefixes, without, store=store, epoch=epoch, subject=subject, progress=progress)
+    return slim.layer(
+        whole,
+        prefixes,
+        without,
+        store=store,
+        epoch=epoch,
+        subject=subject,
+        platform=PLATFORMS[lock.platform],
+        starter=lambda: emulation.starter(lock.platform, lock.debian, archives, store),
+        progress=progress,
+    )
 
 
 def of_image(
@@ -96,7 +109,7 @@ def of_image(
         store=store,
         epoch=epoch,
         base=definition.base,
-        subject=definition.name,
+        subject=f"{definition.name}{definition.platform.mark}",
         without=definition.slim,
         progress=progress,
     )
@@ -154,9 +167,18 @@ def _whole(
     home = min((section.prefix for _, section in sections), key=len, default="")
 
     def make(to: Path, work: Path) -> None:
+        loader = emulation.starter(lock.platform, lock.debian, archives, store).words
         for name, section in sections:
             if section.installer is not None:
-                laid = _laid(section, archives, system, store=store, epoch=epoch, progress=progress)
+                laid = _laid(
+                    section,
+                    archives,
+                    system,
+                    store=store,
+                    epoch=epoch,
+                    loader=lambda: loader,
+                    progress=progress,
+                )
                 into = to / section.prefix.lstrip("/")
                 into.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copytree(laid, into, symlinks=True, copy_function=_copy)
@@ -174,6 +196,8 @@ def _whole(
                 scripted=section.post_link or (),
                 store=store,
                 before=_before(earlier, name, section.prefix),
+                platform=lock.platform,
+                loader=loader,
             )
             if around is not None:
                 post_link.run(
@@ -194,6 +218,7 @@ def _whole(
                     prefix=section.prefix,
                     epoch=epoch,
                     work=work / "link",
+                    loader=loader,
                 )
         above = {path for _, section in sections for path in PurePosixPath(section.prefix[1:]).parents}
         inside = [PurePosixPath(section.prefix[1:]) for _, section in sections]
@@ -223,6 +248,7 @@ def _laid(
     *,
     store: Store,
     epoch: int,
+    loader: Callable[[], Sequence[Argument]],
     progress: Callable[[str], None],
 ) -> Path:
     """The environment that the installer of ``section`` makes. Raises BuildError when that is not what was locked."""
@@ -235,6 +261,7 @@ def _laid(
         system=lambda: system().path,
         store=store,
         epoch=epoch,
+        loader=loader,
         progress=progress,
     )
     found, wanted = set(distribution.packages_of(made.path)), set(section.packages)

@@ -120,14 +120,14 @@ def _at(where: Mapping[str, Path], path: str) -> Path:
 
 
 def _channel(lock: Lock, archives: Mapping[str, Path], to: Path) -> Path:
-    """The packages as a channel: ``noarch/`` and ``linux-64/``, each with its repodata.json."""
+    """The packages as a channel: ``noarch/`` and its platform's, each with its repodata.json."""
     linked = [one for one in lock.conda.environments.values() if one.installer is None]
     packages = {one.sha256: one for section in linked for one in section.packages}
     for one in packages.values():
         path = to / one.subdir / one.filename
         path.parent.mkdir(parents=True, exist_ok=True)
         resources.hard_link_or_copy(archives[one.sha256], path)
-    package.write_repodata(to)
+    package.write_repodata(to, lock.platform)
     return to
 
 
@@ -138,6 +138,7 @@ def _readme(definition: ImageDefinition, lock: Lock, project: Path | None, *, ch
         name=definition.name,
         version=definition.version,
         summary=definition.summary,
+        speaks=definition.platform.speaks,
         environments=[
             {"name": name, "prefix": section.prefix, "packages": len(section.packages)}
             for name, section in sorted(lock.conda.environments.items())

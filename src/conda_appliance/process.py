@@ -37,6 +37,8 @@ PACKAGES = {
     "busybox": "busybox-static",
     "dpkg-deb": "dpkg",
     "dpkg-source": "dpkg-dev",
+    "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu",
+    "aarch64-linux-gnu-strip": "binutils-aarch64-linux-gnu",
     "gcc": "build-essential",
     "grub-mkimage": "grub-common",
     "make": "make",
@@ -57,6 +59,7 @@ PACKAGES = {
     "packer": "packer",
     "rpmbuild": "rpm",
     "qemu-img": "qemu-utils",
+    "qemu-system-aarch64": "qemu-system-arm",
     "qemu-system-x86_64": "qemu-system-x86",
     "setpriv": "util-linux",
     "sfdisk": "fdisk",
@@ -72,6 +75,11 @@ PACKAGES = {
 _PRIVATE = re.compile(r"CONDA_APPLIANCE_AUTH|RATTLER_AUTH_FILE")
 #: Further ones that programs read which ask servers; those alone get them.
 _FOR_NETWORK = re.compile(r"NETRC|(UV|PIP|TWINE)_.*(PASSWORD|USERNAME|TOKEN)|ANACONDA_.*TOKEN|CONDA_TOKEN")
+
+#: For QEMU's user mode, by which the kernel starts programs of 64-bit Arm elsewhere (`emulation`): pointers are signed
+#: by a quick hash of its own. Debian's programs sign one in most functions, and by the architecture's cipher a perl or
+#: Python takes two or three times as long to start.
+_EMULATED = {} if os.uname().machine == "aarch64" else {"QEMU_CPU": "max,pauth-impdef=on"}
 
 #: The line in which a program says that a disk is full: strerror(ENOSPC), and apt's own words.
 _FULL = re.compile(r"^.*(?:No space left on device|enough free space).*$", re.MULTILINE)
@@ -90,6 +98,17 @@ class Completed:
     stdout: str
     stderr: str
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Starter:
+    """How a program of an environment is started on this host: the ``words`` before its own, and the files they need.
+
+    Without both, as any program.
+    """
+
+    words: tuple[Argument, ...] = ()
+    files: Path | None = None
 
 
 def shown(argv: Sequence[Argument]) -> str:
@@ -130,13 +149,13 @@ def require(*tools: str) -> None:
 
 
 def environment(extra: Mapping[str, str] | None = None, *, network: bool = False) -> dict[str, str]:
-    """The environment of a program we start: ours, a fixed locale, the run's mark, and ``extra``.
+    """The environment of a program we start: ours, a fixed locale, the run's mark, how to emulate, and ``extra``.
 
     What says who we are to a server is left out, and a proxy with a password too, but for a program that asks servers
     itself (``network``).
     """
     ours = {name: value for name, value in os.environ.items() if not is_private(name, value, network=network)}
-    return {**ours, "LC_ALL": "C.UTF-8", MARK: mark(), **(extra or {})}
+    return {**_EMULATED, **ours, "LC_ALL": "C.UTF-8", MARK: mark(), **(extra or {})}
 
 
 def is_private(name: str, value: str, *, network: bool = False) -> bool:

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from conda_appliance import process
+from conda_appliance import platforms, process
 from conda_appliance.accelerator import Accelerator
-from conda_appliance.errors import BuildError, ToolMissing
+from conda_appliance.errors import BuildError, ToolMissing, UsageError
+from conda_appliance.platforms import PLATFORMS, Platform
 
 Firmware = Literal["bios", "uefi"]
 
@@ -36,6 +37,18 @@ OVMF = (
     ("/usr/share/edk2/x64/OVMF_CODE.4m.fd", "/usr/share/edk2/x64/OVMF_VARS.4m.fd"),
     ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),
 )
+#: … and AAVMF, the same for 64-bit Arm, in files as large as the machine's flash.
+AAVMF = (
+    ("/usr/share/AAVMF/AAVMF_CODE.fd", "/usr/share/AAVMF/AAVMF_VARS.fd"),
+    ("/usr/share/edk2/aarch64/QEMU_EFI-pflash.raw", "/usr/share/edk2/aarch64/vars-template-pflash.raw"),
+)
+#: UEFI's firmware by machine, with the package that has it.
+_FIRMWARE = {"x86_64": (OVMF, "OVMF", "ovmf"), "aarch64": (AAVMF, "AAVMF", "qemu-efi-aarch64")}
+#: QEMU's machine by its processor, without what an appliance has no use for.
+_MACHINES = {
+    "x86_64": "q35,sata=off,smbus=off,usb=off,vmport=off",
+    "aarch64": "virt",
+}
 
 #: The files of a running machine, named from its work folder (QEMU is started there).
 OVERLAY = "overlay.qcow2"
@@ -60,14 +73,15 @@ class Forward:
     host: int = 0
 
 
-def ovmf() -> tuple[Path, Path]:
-    """OVMF's code and its empty variables. Raises ToolMissing when the host has none."""
-    for code, variables in OVMF:
+def ovmf(platform: Platform = PLATFORMS[platforms.DEFAULT]) -> tuple[Path, Path]:
+    """OVMF's code and its empty variables, or what another platform has for it. Raises ToolMissing without."""
+    places, name, package = _FIRMWARE[platform.machine]
+    for code, variables in places:
         if Path(code).is_file() and Path(variables).is_file():
             return Path(code), Path(variables)
     raise ToolMissing(
-        "there is no UEFI firmware for QEMU (OVMF), and this machine boots with it",
-        hint="apt-get install ovmf",
+        f"there is no UEFI firmware for QEMU ({name}), and this machine boots with it",
+        hint=f"apt-get install {package}",
     )
 
 
@@ -111,16 +125,17 @@ def arguments(
     code: Path | None = None,
     watched: bool = False,
     attached: Attachment = "disk",
+    platform: Platform = PLATFORMS[platforms.DEFAULT],
 ) -> list[str]:
-    """QEMU's command line for a machine whose files lie in the current folder.
+    """QEMU's command line for a machine of ``platform`` whose files lie in the current folder.
 
     No default devices: each one costs the guest's udev time, which is what a boot under emulation spends most
     on. ``discs`` lie in CD drives, ``cd0`` and so on. ``code`` is OVMF's, with ``firmware="uefi"``. No window, no VNC;
     ports on 127.0.0.1 only. With ``watched``, the console goes to a pipe too, and so does what SeaBIOS says on its
     debug port (see `watch`).
     """
-    argv = ["qemu-system-x86_64", "-name", quoted(name), "-nodefaults", "-no-user-config", "-display", "none"]
-    argv += ["-machine", "q35,sata=off,smbus=off,usb=off,vmport=off", *accelerator.arguments]
+    argv = [platform.qemu, "-name", quoted(name), "-nodefaults", "-no-user-config", "-display", "none"]
+    argv += ["-machine", _MACHINES[platform.machine], *accelerator.arguments]
     argv += ["-smp", str(cpus), "-m", str(memory_mib), "-rtc", "base=utc", "-boot", "menu=off"]
     if firmware == "uefi":
         assert code is not None
@@ -146,7 +161,7 @@ def arguments(
         f"pipe,id=console,path=console,logfile={CONSOLE}" if watched else f"file,id=console,path={CONSOLE}"
     )
     argv += ["-chardev", console, "-serial", "chardev:console"]
-    if watched:
+    if watched and "bios" in platform.firmware:
         argv += [
             "-chardev",
             "pipe,id=firmware,path=firmware",
@@ -167,12 +182,19 @@ def quoted(value: str) -> str:
     return value.replace(",", ",,")
 
 
-def prepare(image: Path, folder: Path, firmware: Firmware) -> Path | None:
-    """Make the files of a machine in ``folder``; returns OVMF's code where the machine needs it."""
+def prepare(
+    image: Path, folder: Path, firmware: Firmware, platform: Platform = PLATFORMS[platforms.DEFAULT]
+) -> Path | None:
+    """Make the files of a machine in ``folder``; returns OVMF's code where the machine needs it.
+
+    Raises UsageError for a firmware that no such machine has.
+    """
+    if firmware not in platform.firmware:
+        raise UsageError(f"a machine of {platform.name} has no BIOS", hint="--firmware uefi, or none")
     make_overlay(image, folder)
     if firmware == "bios":
         return None
-    code, variables = ovmf()
+    code, variables = ovmf(platform)
     shutil.copyfile(variables, folder / VARIABLES)
     return code
 

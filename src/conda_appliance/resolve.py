@@ -6,7 +6,7 @@ Packages of a channel that is a folder (the starter channel too) stand in the lo
 
 from __future__ import annotations
 
-import platform
+import platform as host
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -24,10 +24,12 @@ from conda_appliance import (
     definition,
     definition_conda,
     distribution,
+    emulation,
     layers,
     lockfiles,
     namespace,
     package,
+    platforms,
     programs,
     pypi,
     resources,
@@ -51,9 +53,6 @@ from conda_appliance.lock import (
     Lock,
     Wheel,
 )
-
-#: The platform of the machine, by conda's name.
-PLATFORM = "linux-64"
 
 #: The channel that conda-appliance builds itself, from PyPI and Debian alone.
 STARTER = "starter"
@@ -82,15 +81,19 @@ def channels(
     for name in image.conda.channels:
         if name == STARTER:
             recipes = resources.find("channel", project(path))
-            folder = channel.build(recipes, cache.root, on_progress=progress, refresh=refresh)
+            folder = channel.build(
+                recipes, cache.root, image.platform.name, on_progress=progress, refresh=refresh
+            )
             found.append(conda.Channel(name=name, url=folder.as_uri()))
         elif is_local(name):
             folder = (path.resolve().parent / Path(name).expanduser()).resolve()
             if (folder / "channel.yaml").is_file():
-                folder = channel.build(folder, cache.root, on_progress=progress, refresh=refresh)
+                folder = channel.build(
+                    folder, cache.root, image.platform.name, on_progress=progress, refresh=refresh
+                )
             if not list(folder.glob("*/repodata.json*")):
                 raise UsageError(
-                    f"the channel {name} ({folder}) has no repodata.json in linux-64/ or noarch/",
+                    f"the channel {name} ({folder}) has no repodata.json in {image.platform.name}/ or noarch/",
                     hint="a channel is a folder as conda-index, rattler-index or conda-build leave it, "
                     "or one of recipes with a channel.yaml",
                 )
@@ -136,17 +139,21 @@ def resolve(
     cache: sources.Cache,
     progress: Callable[[str], None],
     *,
+    platform: str | None = None,
     refresh: bool = False,
     system: DebianSection | None = None,
     earlier: Lock | None = None,
     update: frozenset[str] = frozenset(),
 ) -> Lock:
-    """Ask apt and the channels what the definition means today. Needs the network.
+    """Ask apt and the channels what the definition means today on a platform, or its first. Needs the network.
 
     ``refresh``: the starter channel is asked for newer packages too. ``system``: the Debian to keep. ``earlier``: the
     environments' packages stay as that lock has them, but those named in ``update`` and what is new. Raises UsageError
     when they cannot.
     """
+    digest = definition.lock_digest(path, image)
+    image = image.on(platform)
+    platform = image.platform.name
     debian, base_image = None, None
     if image.conda.pip_index:
         pypi.require_askable(image.conda.pip_index)
@@ -186,23 +193,24 @@ def resolve(
         image,
         folder,
         cache,
-        target=lambda name: pypi.target(environments[name].packages, promised.glibc, PLATFORM),
+        target=lambda name: pypi.target(environments[name].packages, promised.glibc, platform),
         glibc=promised.glibc,
-        platform=PLATFORM,
+        platform=platform,
         progress=progress,
     )
     return Lock(
         name=image.name,
-        digest=definition.lock_digest(path, image),
+        digest=digest,
         base=definition.base_digest(image),
         tools={
             "conda-appliance": conda_appliance.__version__,
             "py-rattler": metadata.version("py-rattler"),
-            "python": platform.python_version(),
+            "python": host.python_version(),
         },
         debian=debian,
         image=base_image,
         conda=CondaSection(
+            platform=platform,
             virtual_packages=promised.locked,
             post_link=_where(image) if any(one.post_link for one in environments.values()) else None,
             environments=environments,
@@ -225,7 +233,10 @@ def contract_of(image: ImageDefinition, debian: DebianSection | None) -> Contrac
     if debian is not None:
         kernel = contract.kernel_of(package.name for package in debian.packages)
         told = {"glibc": debian.glibc, "kernel": kernel}
-    return contract.settle(stated=image.target.model_dump(), base=told, named=str(image.base.debian))
+    stated = image.target.model_dump()
+    if image.platform.name != platforms.DEFAULT:  # whose levels `target` names
+        stated["arch_level"] = contract.LEVELS[image.platform.name][0]
+    return contract.settle(stated=stated, base=told, named=str(image.base.debian))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,6 +283,11 @@ class _Run:
     cache: sources.Cache
     progress: Callable[[str], None]
 
+    @property
+    def platform(self) -> str:
+        """The platform of the machine, by conda's name."""
+        return self.image.platform.name
+
     def solved(self, name: str, own: Mapping[str, Path], pins: _Pins) -> EnvironmentSection:
         """An environment that asks for packages: what the channels and PyPI have for it today.
 
@@ -279,7 +295,7 @@ class _Run:
         """
         index = self.image.conda.pip_index
         asked = environment_files.read(
-            self.image.conda.environments[name], self.folder, PLATFORM, index=index
+            self.image.conda.environments[name], self.folder, self.platform, index=index
         )
         contract.require(self.contract, asked.needs, f"the environment {name}")
         if asked.group is not None:
@@ -295,6 +311,7 @@ class _Run:
             asked.specs,
             self.places,
             contract=self.contract,
+            platform=self.platform,
             constraints=(*pins.conda, *asked.constraints),
         )
         theirs = {
@@ -308,7 +325,7 @@ class _Run:
             wheels = pypi.resolve(
                 requirements,
                 packages,
-                pypi.target(packages, self.contract.glibc, PLATFORM),
+                pypi.target(packages, self.contract.glibc, self.platform),
                 own={**own, **theirs},
                 cache=self.cache,
                 index=self.image.conda.pip_index,
@@ -328,7 +345,10 @@ class _Run:
                 hint="let the service run in an environment of its own",
             )
         namespace.require_root()
-        installer = distribution.locate(asked, self.folder, self.cache, self.progress)
+        emulation.require(self.image.platform)
+        installer = distribution.locate(
+            asked, self.folder, self.cache, self.progress, machine=self.image.platform.machine
+        )
         sources.fetch(_debs(debian), self.cache, offline=False, progress=self.progress)
         files = {one.sha256: self.cache.verified(one.sha256, one.filename) for one in debian.packages}
         store = Store(self.cache.root / layers.FOLDER)
@@ -348,6 +368,7 @@ class _Run:
             ),
             store=store,
             epoch=bootstrap.EPOCH,
+            loader=lambda: emulation.starter(self.platform, debian, files, store).words,
             progress=self.progress,
         )
         section = self._section(name, (), distribution.packages_of(made.path), None)
@@ -363,7 +384,7 @@ class _Run:
                 f"{', '.join(own)} would change what {path} settled",
                 hint="let the service run in an environment of its own",
             )
-        locked = lockfiles.read(path, environment.select, PLATFORM)
+        locked = lockfiles.read(path, environment.select, self.platform)
         for one in (*locked.packages, *locked.wheels):
             credentials.require_clean(one.url, f"{path}: the URL")
         theirs = [one.filename for one in locked.packages if definition_conda.is_anacondas(one.url)]
@@ -374,13 +395,13 @@ class _Run:
             self.places,
             contract=self.contract,
             mirrored=_mirrored(self.image),
-            platform=PLATFORM,
+            platform=self.platform,
             cache=self.cache,
             progress=self.progress,
         )
         wheels = None
         if locked.wheels:
-            target = pypi.target(packages, self.contract.glibc, PLATFORM)
+            target = pypi.target(packages, self.contract.glibc, self.platform)
             wheels = lockfiles.wheels(locked, target, cache=self.cache, progress=self.progress)
         return self._section(name, roots, packages, wheels)
 
@@ -433,14 +454,21 @@ def debian_section(
     image: ImageDefinition, cache: sources.Cache, progress: Callable[[str], None] = lambda _text: None
 ) -> DebianSection:
     """Every package of the machine, as the suite's signed index names them today."""
-    suite = image.base.debian
+    suite, platform = image.base.debian, image.platform
     assert suite is not None
-    with resources.work_folder(cache.root / "apt", suite, wait=progress) as state:
-        apt = Apt(suite, state=state, mirror=image.base.mirror)
+    with resources.work_folder(cache.root / "apt", f"{suite}-{platform.debian}", wait=progress) as state:
+        apt = Apt(suite, state=state, mirror=image.base.mirror, architecture=platform.debian)
         apt.update()
-        files = apt.resolve(bootstrap.packages(image.base))
-    packages = suite_packages.packages_of(files)
-    return DebianSection(suite=suite, glibc=suite_packages.glibc_of(packages), packages=packages)
+        packages = suite_packages.packages_of(apt.resolve(bootstrap.packages(image.base, platform.debian)))
+        loaders = bootstrap.LOADERS.get(platform.name)
+        boot = suite_packages.packages_of(apt.download_only(loaders)) if loaders else None
+    return DebianSection(
+        suite=suite,
+        architecture=platform.debian,
+        glibc=suite_packages.glibc_of(packages),
+        packages=packages,
+        boot=boot,
+    )
 
 
 def move_debian(
@@ -546,7 +574,7 @@ def export(
 
 def _debs(section: DebianSection) -> tuple[sources.Download, ...]:
     return tuple(
-        sources.Download(name=p.filename, url=p.url, sha256=p.sha256, size=p.size) for p in section.packages
+        sources.Download(name=p.filename, url=p.url, sha256=p.sha256, size=p.size) for p in section.every
     )
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from conda_appliance import definition, formats, lock, log, manifest, resources
+from conda_appliance import definition, formats, lock, log, manifest, platforms, resources
 from conda_appliance.errors import ApplianceError, CheckFailed, UsageError
 from conda_appliance.export import Artifact
 from conda_appliance.lock import Lock
@@ -16,30 +16,76 @@ from conda_appliance.lock import Lock
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A disk that a person named, and the definition it was built from if that is known."""
+    """A disk that a person named, its platform, and the definition it was built from if that is known."""
 
     name: str
     disk: Path
     definition: Path | None
+    platform: str = platforms.DEFAULT
 
 
-def find(image: str, out: Path, *, to_boot: bool = True) -> Found:
+#: The link to the latest result, of a definition's first platform; others' say which (`latest`).
+LATEST = "latest"
+
+
+def latest(platform: str) -> str:
+    """The name of the link to the latest result of a platform that is not its definition's first."""
+    return f"{LATEST}-{platform}"
+
+
+def find(image: str, out: Path, *, to_boot: bool = True, platform: str | None = None) -> Found:
     """What ``image`` means: a definition's file, a name under ``out``, a build's folder, or a disk file.
 
-    Raises UsageError when nothing is built, or nothing that boots; unless ``to_boot`` is false: any artifact stands for
-    its result then.
+    Of results by a name it is the one of ``platform``, else of the definition's first. Raises UsageError when nothing
+    is built, or nothing that boots; unless ``to_boot`` is false: any artifact stands for its result then.
     """
     path = Path(image)
     if path.is_file() and path.suffix in (".yaml", ".yml"):
-        name = definition.load_image(path).name
-        return Found(name=name, disk=_disk_of(out / name / "latest", image, to_boot=to_boot), definition=path)
+        name = definition.load_image(path).on(platform).name
+        folder = _latest(out / name, platform)
+        disk = _disk_of(folder, image, to_boot=to_boot)
+        return Found(name=name, disk=disk, definition=path, platform=manifest.read(folder).platform)
     if path.is_file():
-        return Found(name=path.stem, disk=path.resolve(), definition=None)
-    folder = path if (path / manifest.NAME).is_file() else out / image / "latest"
+        return Found(
+            name=path.stem,
+            disk=path.resolve(),
+            definition=None,
+            platform=platform or _platform_of(path) or platforms.DEFAULT,
+        )
+    folder = path if (path / manifest.NAME).is_file() else _latest(out / image, platform)
     disk = _disk_of(folder, image, to_boot=to_boot)
-    name = manifest.read(folder).name
-    beside = Path("images") / f"{name}.yaml"
-    return Found(name=name, disk=disk, definition=beside if beside.is_file() else None)
+    written = manifest.read(folder)
+    beside = Path("images") / f"{written.name}.yaml"
+    return Found(
+        name=written.name,
+        disk=disk,
+        definition=beside if beside.is_file() else None,
+        platform=written.platform,
+    )
+
+
+def _latest(home: Path, platform: str | None) -> Path:
+    """The folder of the latest result in ``home``, of a platform or the first.
+
+    Raises UsageError where the only one is another platform's.
+    """
+    if platform is None:
+        return home / LATEST
+    if (home / latest(platform) / manifest.NAME).is_file():
+        return home / latest(platform)
+    found = home / LATEST
+    if (found / manifest.NAME).is_file() and (has := manifest.read(found).platform) != platform:
+        raise UsageError(
+            f"what is built in {home} is for {has}, not for {platform}",
+            hint=f"conda-appliance build --platform {platform} FILE",
+        )
+    return found
+
+
+def _platform_of(disk: Path) -> str | None:
+    """The platform of a disk that lies in its result's folder."""
+    folder = disk.resolve().parent
+    return manifest.read(folder).platform if (folder / manifest.NAME).is_file() else None
 
 
 def definition_of(image: str) -> Path:
@@ -140,31 +186,31 @@ def _keep(work: Path, failed: Path, *, whole: bool) -> list[str]:
     return [path.name for path in wanted]
 
 
-def publish(work: Path, final: Path) -> None:
-    """Put the finished work folder in its place, then move ``latest``."""
+def publish(work: Path, final: Path, *, link: str = LATEST) -> None:
+    """Put the finished work folder in its place, then move ``latest``, or the ``link`` of another platform."""
     aside = final.parent / f".{final.name}.replaced"
     resources.remove(aside)
     if final.exists():
         final.rename(aside)
     work.rename(final)
     resources.remove(aside)
-    point_latest(final)
+    point_latest(final, link)
 
 
-def point_latest(final: Path) -> None:
-    link = final.parent / "latest"
-    temporary = final.parent / f".latest.{os.getpid()}"
+def point_latest(final: Path, link: str = LATEST) -> None:
+    """Let the ``link`` beside a result point to it."""
+    temporary = final.parent / f".{link}.{os.getpid()}"
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(final.name)
-    temporary.replace(link)
+    temporary.replace(final.parent / link)
 
 
-def source(image: str, out: Path) -> tuple[Path, Lock | None]:
-    """The definition that a person named, and the lock of the result if that is what was named."""
+def source(image: str, out: Path, platform: str | None = None) -> tuple[Path, Lock | None]:
+    """The definition that a person named, and the lock of the result if that is what was named, of a ``platform``."""
     path = Path(image)
     if path.is_file() and path.suffix in (".yaml", ".yml"):
         return path, None
-    found = find(image, out, to_boot=False)
+    found = find(image, out, to_boot=False, platform=platform)
     if found.definition is None:
         raise UsageError(
             f"no definition is known for {image}",

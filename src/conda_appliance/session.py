@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-from conda_appliance import definition, identity, log, machine, process, resources, results, seed
+from conda_appliance import definition, identity, log, machine, platforms, process, resources, results, seed
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import UsageError
+from conda_appliance.platforms import PLATFORMS, Platform
 from conda_appliance.qemu import Attachment, Firmware
 
 _STATE = "machine.json"
@@ -28,6 +29,7 @@ def boot(
     memory: int | None,
     port: int | None,
     attached: str | None = None,
+    platform: str | None = None,
 ) -> None:
     """Boot what ``image`` names on an overlay and hold it until the machine ends or Ctrl-C.
 
@@ -35,12 +37,13 @@ def boot(
     when the port is taken or a machine of that name runs already.
     """
     process.reap()
-    found = results.find(image, out)
-    parsed = definition.load_image(found.definition) if found.definition else None
+    found = results.find(image, out, platform=platform)
+    about = PLATFORMS[found.platform]
+    parsed = definition.load_image(found.definition).on(found.platform) if found.definition else None
     user = parsed.access.user if parsed else "admin"
     machines = resources.cache_root() / "machines"
     resources.sweep(machines)
-    with resources.work_folder(machines, found.name) as work:
+    with resources.work_folder(machines, f"{found.name}{about.mark}") as work:
         key = machine.new_key(work)
         disc = seed.write(
             work / "seed.iso",
@@ -52,7 +55,8 @@ def boot(
         with machine.boot(
             found.disk,
             work=work,
-            firmware=cast(Firmware, firmware) if firmware else _firmware(parsed),
+            firmware=cast(Firmware, firmware) if firmware else _firmware(parsed, about),
+            platform=about,
             seed=disc,
             memory_mib=(memory or 1 << 30) >> 20,
             ssh_port=port,
@@ -70,7 +74,7 @@ def boot(
             (work / _STATE).write_text(json.dumps(state), encoding="utf-8")
             with log.step(f"Boot {found.name} ({running.accelerator})") as step:
                 running.wait_for_ssh(user, key, progress=step.update)
-            log.info(f"  log in:  conda-appliance ssh {found.name}")
+            log.info(f"  log in:  conda-appliance ssh {found.name}{_said(about)}")
             log.info(f"           {process.shown(running.ssh_argv(user, key))}")
             for guest, host in running.forwards.items():
                 log.info(f"  port {guest}: http://127.0.0.1:{host}/")
@@ -83,15 +87,16 @@ def boot(
                     running.shut_down()
 
 
-def ssh(name: str, command: Sequence[str]) -> int:
-    """Log in to the machine that ``boot`` holds; returns ssh's exit status."""
-    place = resources.cache_root() / "machines" / f"{name}.partial" / _STATE
+def ssh(name: str, command: Sequence[str], *, platform: str | None = None) -> int:
+    """Log in to the machine that ``boot`` holds, of ``platform`` or the usual one; returns ssh's exit status."""
+    about = PLATFORMS[platform or platforms.DEFAULT]
+    place = resources.cache_root() / "machines" / f"{name}{about.mark}.partial" / _STATE
     try:
         state = json.loads(place.read_text(encoding="utf-8"))
     except FileNotFoundError:
         state = {}
     if not state or not process.alive(state["owner"]):
-        raise UsageError(f"no machine {name!r} is running", hint=f"conda-appliance boot {name}")
+        raise UsageError(f"no machine {name!r} is running", hint=f"conda-appliance boot {name}{_said(about)}")
     argv = machine.ssh_argv(
         port=state["port"],
         user=state["user"],
@@ -101,5 +106,10 @@ def ssh(name: str, command: Sequence[str]) -> int:
     return process.interactive([*argv, *command])
 
 
-def _firmware(parsed: ImageDefinition | None) -> Firmware:
-    return parsed.disk.firmware[0] if parsed else "bios"
+def _said(platform: Platform) -> str:
+    """The option that names a platform, where it is not the usual one."""
+    return "" if platform.name == platforms.DEFAULT else f" --platform {platform.name}"
+
+
+def _firmware(parsed: ImageDefinition | None, platform: Platform) -> Firmware:
+    return parsed.disk.firmware[0] if parsed else cast(Firmware, platform.firmware[0])

@@ -90,7 +90,9 @@ def _boxes(
 
 
 def _file_name(form: str, job: builders.Job) -> str:
-    return formats.file_name(form, name=job.image.name, version=job.image.version)
+    return formats.file_name(
+        form, name=job.image.name, version=job.image.version, platform=job.image.platform.name
+    )
 
 
 def _exporter(disk: builders.DiskImage, job: builders.Job, home: Path, work: Path) -> export.Exporter:
@@ -159,7 +161,8 @@ def delivered(job: builders.Job, home: Path, work: Path, used: dict[str, str]) -
 def _packed(form: str, shipment: Shipment, home: Path, work: Path) -> export.Artifact:
     """One form of the environments, copied where an earlier result has it from the same."""
     make, parts = _MAKERS[form]
-    to = work / formats.file_name(form, name=shipment.image.name, version=shipment.image.version)
+    about = shipment.image
+    to = work / formats.file_name(form, name=about.name, version=about.version, platform=about.platform.name)
     source = layers.digest_of([form, parts(shipment)])
     there = results.artifact(home, source)
     if there:

@@ -40,6 +40,8 @@ from conda_appliance import (
 from conda_appliance.definition_slim import Part
 from conda_appliance.errors import BuildError
 from conda_appliance.layers import Layer, Store
+from conda_appliance.platforms import DEFAULT, PLATFORMS, Platform
+from conda_appliance.process import Starter
 
 #: Where an environment says what was left out of it.
 PLACE = "conda-meta/slim"
@@ -83,11 +85,14 @@ def layer(
     store: Store,
     epoch: int,
     subject: str = "",
+    platform: Platform = PLATFORMS[DEFAULT],
+    starter: Callable[[], Starter] = Starter,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> Layer:
     """The environments ``linked`` (their ``prefixes`` by name) without ``parts``: from the cache, or made now.
 
-    What stays is shared with ``linked`` by hard links. ``epoch`` (seconds since 1970) is every time stamp. Raises
+    What stays is shared with ``linked`` by hard links. ``epoch`` (seconds since 1970) is every time stamp. ``platform``
+    is what they are for, and ``starter`` gives how their programs are started here. Raises
     BuildError when a module can no longer be imported that could be, ToolMissing without what that check needs.
     """
     decided: layers.Parts = {
@@ -100,27 +105,29 @@ def layer(
                 for module in (conda, definition_slim, elf, importable, prefix_check, slim_rules, testsuites)
             ),
         ),
-        "tools": {"strip": _strip_version()} if "debug-symbols" in parts else {},
+        "tools": {"strip": _strip_version(platform)} if "debug-symbols" in parts else {},
     }
 
     def make(to: Path, work: Path) -> None:
-        require(parts)
+        require(parts, platform)
         _share(linked.path, to)
         for name, prefix in sorted(prefixes.items(), key=lambda one: one[1]):
             progress(f"leaving {', '.join(parts)} out of {name}")
             before, after = linked.path / prefix.lstrip("/"), to / prefix.lstrip("/")
-            _slim(after, parts)
+            _slim(after, parts, platform)
             progress(f"importing what {name} has")
-            _require_imports(before, after, prefix, work / "confined")
+            _require_imports(before, after, prefix, work / "confined", starter())
         conda.settle(to, epoch)
 
     return store.get("slim", decided, make, subject=subject, progress=progress, like=linked)
 
 
-def require(parts: Sequence[Part]) -> None:
+def require(parts: Sequence[Part], platform: Platform = PLATFORMS[DEFAULT]) -> None:
     """Raise ToolMissing unless this host has what leaving out ``parts`` needs."""
     namespace.require_root()
-    process.require("setpriv", *namespace.tools(), *(["strip"] if "debug-symbols" in parts else []))
+    process.require(
+        "setpriv", *namespace.tools(), *([platform.tool("strip")] if "debug-symbols" in parts else [])
+    )
 
 
 def read(tree: Path, prefixes: Mapping[str, str]) -> dict[str, Savings]:
@@ -142,7 +149,7 @@ def _share(folder: Path, to: Path) -> None:
             os.link(folder / path, to / path, follow_symlinks=False)
 
 
-def _slim(prefix: Path, parts: Sequence[Part]) -> None:
+def _slim(prefix: Path, parts: Sequence[Part], platform: Platform) -> None:
     """Remove ``parts`` from the environment in the folder ``prefix``, and note what that saved."""
     plan = slim_rules.plan(prefix, parts)
     before = sum(about.st_size for path, about in _files(prefix))
@@ -153,7 +160,7 @@ def _slim(prefix: Path, parts: Sequence[Part]) -> None:
         saved[part] += (prefix / path).lstat().st_size
         (prefix / path).unlink()
     _remove_empty(prefix, owners)
-    changed = _strip(prefix) if "debug-symbols" in plan.removed else {}
+    changed = _strip(prefix, platform) if "debug-symbols" in plan.removed else {}
     saved["debug-symbols"] += sum(was - now for was, now in changed.values())
     _mend_records(prefix, owners, changed)
     _mend_installed(prefix, owners, changed)
@@ -216,12 +223,12 @@ def _remove_empty(prefix: Path, paths: Collection[str]) -> None:
 # --- debug symbols ----------------------------------------------------------------------------------
 
 
-def _strip_version() -> str:
+def _strip_version(platform: Platform) -> str:
     """What binutils this host has: another one may lay out a file in another way."""
-    return process.run(["strip", "--version"]).stdout.partition("\n")[0]
+    return process.run([platform.tool("strip"), "--version"]).stdout.partition("\n")[0]
 
 
-def _strip(prefix: Path) -> dict[str, tuple[int, int]]:
+def _strip(prefix: Path, platform: Platform) -> dict[str, tuple[int, int]]:
     """Take the debug symbols from programs and libraries: each file's size before and after, in bytes.
 
     A file that names the prefix is left: where it does is known by its place in the file (`relocation`). So is one that
@@ -244,7 +251,7 @@ def _strip(prefix: Path) -> dict[str, tuple[int, int]]:
         ):
             continue
         file, made = prefix / path, prefix / f"{path}.stripped"
-        done = process.run(["strip", "--strip-debug", "-o", made, file], check=False)
+        done = process.run([platform.tool("strip"), "--strip-debug", "-o", made, file], check=False)
         if done.returncode == 0 and elf.loads_the_same(file, made) and made.stat().st_size < about.st_size:
             made.chmod(stat.S_IMODE(about.st_mode))
             changed[path] = (about.st_size, made.stat().st_size)
@@ -324,14 +331,14 @@ def _replace(path: Path, text: str) -> None:
 # --- what must still be -----------------------------------------------------------------------------
 
 
-def _require_imports(before: Path, after: Path, prefix: str, work: Path) -> None:
+def _require_imports(before: Path, after: Path, prefix: str, work: Path, starter: Starter) -> None:
     gone = {*importable.modules(before)} - {*importable.modules(after)}
     removed = {
         name
         for name in gone
         if re.fullmatch(r"_test\w*|_ctypes_test|_xxtestfuzz|xxlimited\w*|xxsubtype", name)
     }
-    lost = importable.lost(before, after, prefix, work, removed)
+    lost = importable.lost(before, after, prefix, work, removed, starter)
     if lost:
         told = trees.some([f"{name} ({why})" for name, why in sorted(lost.items())])
         raise BuildError(

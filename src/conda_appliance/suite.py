@@ -45,12 +45,12 @@ def move(
     version is a package of another name. ``files`` are the locked packages by SHA-256; ``work`` is an empty folder.
     Raises as `Apt` does.
     """
-    apt = Apt(section.suite, state=work / "apt", mirror=base.mirror)
+    apt = Apt(section.suite, state=work / "apt", mirror=base.mirror, architecture=section.architecture)
     progress(f"Debian {section.suite}: reading the signed index")
     apt.update()
     progress(f"reading {len(section.packages)} packages")
     locked = {one.name for one in section.packages}
-    apt.has(bootstrap.index(section, files), wanted=bootstrap.packages(base))
+    apt.has(bootstrap.index(section, files), wanted=bootstrap.packages(base, section.architecture))
     going = list(dict.fromkeys(names))
     held: list[Held] = []
     while going and (kept := _held(apt, going, locked)):

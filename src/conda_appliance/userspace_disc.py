@@ -192,6 +192,7 @@ def _about(definition: ImageDefinition, places: Places) -> Iterator[str]:
     yield f"name {definition.name}"
     yield f"version {definition.version}"
     yield f"summary {' '.join(definition.summary.split())}"
+    yield f"machine {definition.platform.machine}"
     yield f"label {places.label}"
     yield f"prefix {places.prefix}"
     yield f"where {places.where}"

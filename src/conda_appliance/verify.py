@@ -23,11 +23,12 @@ from conda_appliance import (
     trees,
 )
 from conda_appliance.errors import BuildError, CommandFailed, HashMismatch, LockError, UsageError
+from conda_appliance.platforms import PLATFORMS
 
 
-def verify(image: str, *, out: Path) -> manifest.Manifest:
+def verify(image: str, *, out: Path, platform: str | None = None) -> manifest.Manifest:
     """Read a result's artifacts and compare them with its manifest. Raises HashMismatch naming one that differs."""
-    found = results.find(image, out, to_boot=False)
+    found = results.find(image, out, to_boot=False, platform=platform)
     folder = found.disk.parent
     written = manifest.read(folder)
     with log.step(f"Verify {folder}") as step:
@@ -48,13 +49,13 @@ def verify(image: str, *, out: Path) -> manifest.Manifest:
     return written
 
 
-def contents(image: str, *, out: Path, offline: bool) -> dict[str, int]:
+def contents(image: str, *, out: Path, offline: bool, platform: str | None = None) -> dict[str, int]:
     """Open artifacts and compare the environments in them, file by file, with what their lock gives.
 
     ``image`` is a result, or one file of a result or its discs. Returns how many files each has; raises LockError that
     names what is changed, missing or extra.
     """
-    folder, paths = _artifacts(image, out)
+    folder, paths = _artifacts(image, out, platform)
     written = manifest.read(folder)
     locked = lock.read(folder / f"{written.name}.lock")
     path = results.definition_of(image if Path(image).suffix in (".yaml", ".yml") else written.name)
@@ -64,7 +65,7 @@ def contents(image: str, *, out: Path, offline: bool) -> dict[str, int]:
     told: dict[str, int] = {}
     bad: list[str] = []
     for one in paths:
-        form = opened.form_of(one, name=written.name, version=written.version)
+        form = opened.form_of(one, name=written.name, version=written.version, platform=written.platform)
         if form is None:
             raise UsageError(f"{one} is none of the forms of {written.name} {written.version}")
         with (
@@ -83,11 +84,12 @@ def contents(image: str, *, out: Path, offline: bool) -> dict[str, int]:
     return told
 
 
-def _artifacts(image: str, out: Path) -> tuple[Path, list[Path]]:
+def _artifacts(image: str, out: Path, platform: str | None) -> tuple[Path, list[Path]]:
     """The folder of the result that ``image`` belongs to, and which files are meant."""
     path = Path(image)
     if path.is_file() and path.suffix not in (".yaml", ".yml"):
-        near = (path.parent, path.parent.parent / "latest")
+        home = path.parent.parent
+        near = (path.parent, *(home / name for name in _links(platform)))
         folder = next((one.resolve() for one in near if (one / manifest.NAME).is_file()), None)
         if folder is None:
             raise UsageError(
@@ -95,17 +97,26 @@ def _artifacts(image: str, out: Path) -> tuple[Path, list[Path]]:
                 hint="put it into the result's folder, out/NAME/ID/, or out/NAME/discs/",
             )
         return folder, [path]
-    folder = results.find(image, out, to_boot=False).disk.parent
+    folder = results.find(image, out, to_boot=False, platform=platform).disk.parent
     return folder, [folder / record.file for record in manifest.read(folder).artifacts]
 
 
-def rebuild(image: str, *, out: Path, offline: bool) -> dict[str, Any]:
+def _links(platform: str | None) -> tuple[str, ...]:
+    """The links to the results beside which a disc lies: of a platform, or any."""
+    return (
+        (results.latest(platform), results.LATEST)
+        if platform
+        else (results.LATEST, *map(results.latest, PLATFORMS))
+    )
+
+
+def rebuild(image: str, *, out: Path, offline: bool, platform: str | None = None) -> dict[str, Any]:
     """Build a result anew from its own lock, with no layer of the cache, and compare the bytes of every artifact.
 
     Raises UsageError when the definition, its files or this program are not what it was built from; HashMismatch
     naming the first artifact that differs, and in it the first file.
     """
-    found = results.find(image, out, to_boot=False)
+    found = results.find(image, out, to_boot=False, platform=platform)
     if found.definition is None:
         raise UsageError(
             f"no definition is known for {image}",
@@ -114,7 +125,7 @@ def rebuild(image: str, *, out: Path, offline: bool) -> dict[str, Any]:
     before = found.disk.parent
     written = manifest.read(before)
     path = found.definition
-    parsed = definition.with_builder(path, definition.load_image(path), written.builder)
+    parsed = definition.with_builder(path, definition.load_image(path).on(written.platform), written.builder)
     locked = lock.read(before / f"{written.name}.lock")
     now = identity.identify(parsed, locked, path)
     if now != written.id:

@@ -14,9 +14,10 @@ from packaging.licenses import InvalidLicenseExpression, canonicalize_license_ex
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from conda_appliance import process
+from conda_appliance import platforms, process
 from conda_appliance.errors import BuildError
 from conda_appliance.package import Package
+from conda_appliance.platforms import PLATFORMS, Platform
 
 #: Classifiers that mean one licence; ``BSD License`` and ``GPL`` do not say which.
 _CLASSIFIED = {
@@ -51,10 +52,12 @@ def convert(
     build: str,
     license: str | None = None,
     depends: Sequence[str] = (),
+    platform: Platform = PLATFORMS[platforms.DEFAULT],
 ) -> Package:
     """Unpack ``wheel`` below ``root`` as a conda package: noarch when it is pure, else for Python ``minor``.
 
-    ``build`` ends the build string. ``license`` (SPDX) and ``depends`` say what the metadata cannot: which
+    A compiled one is for ``platform``. ``build`` ends the build string. ``license`` (SPDX) and ``depends`` say what the
+    metadata cannot: which
     "BSD License" it is, and what the extras need that a ``Requires-Dist`` asks of others. Raises BuildError
     where one of them is needed, and for a wheel with a ``.data`` folder, which has no plain place here.
     """
@@ -69,9 +72,12 @@ def convert(
     label = "pyh" if read.pure else f"py{minor.replace('.', '')}h"
     return Package(
         name=canonicalize_name(metadata["Name"]),
+        platform=platform.name,
         version=metadata["Version"],
         build=f"{label}{build}_0",
-        depends=tuple(dict.fromkeys([*_depends(read, site, minor, extras_settled=bool(depends)), *depends])),
+        depends=tuple(
+            dict.fromkeys([*_depends(read, site, minor, platform, extras_settled=bool(depends)), *depends])
+        ),
         license=license or license_of(metadata),
         root=root,
         licenses=read.licenses or {"METADATA": metadata.as_bytes()},
@@ -115,7 +121,7 @@ def _unpack(archive: zipfile.ZipFile, site: Path) -> None:
             (path.parent / "INSTALLER").write_text("conda\n", encoding="utf-8")
 
 
-def _depends(read: _Read, site: Path, minor: str, *, extras_settled: bool) -> list[str]:
+def _depends(read: _Read, site: Path, minor: str, platform: Platform, *, extras_settled: bool) -> list[str]:
     if read.pure:
         specifier = _specifier(read.metadata.get("Requires-Python") or "")
         first = [f"python {specifier}".strip()]
@@ -123,7 +129,7 @@ def _depends(read: _Read, site: Path, minor: str, *, extras_settled: bool) -> li
         major, _, number = minor.partition(".")
         first = [f"python >={minor},<{major}.{int(number) + 1}", *_native(read, site)]
     requirements = [Requirement(one) for one in read.metadata.get_all("Requires-Dist", [])]
-    here = [one for one in requirements if _holds(one, minor)]
+    here = [one for one in requirements if _holds(one, minor, platform)]
     for one in here:
         if one.extras and not extras_settled:
             raise BuildError(
@@ -216,13 +222,13 @@ def _write_script(root: Path, line: str) -> None:
     script.chmod(0o755)
 
 
-def _holds(requirement: Requirement, minor: str) -> bool:
+def _holds(requirement: Requirement, minor: str, platform: Platform) -> bool:
     here = {
         "python_version": minor,
         "python_full_version": f"{minor}.0",
         "sys_platform": "linux",
         "platform_system": "Linux",
-        "platform_machine": "x86_64",
+        "platform_machine": platform.machine,
         "os_name": "posix",
         "implementation_name": "cpython",
         "platform_python_implementation": "CPython",

@@ -24,7 +24,7 @@ from installer.records import RecordEntry
 from installer.sources import WheelFile
 from installer.utils import Scheme
 
-from conda_appliance import conda, prefix_check, resources, trees
+from conda_appliance import conda, prefix_check, process, resources, trees
 from conda_appliance.errors import BuildError, HashMismatch
 from conda_appliance.lock import Wheel
 
@@ -45,13 +45,14 @@ def install(
     prefix: str,
     epoch: int,
     work: Path,
+    loader: Sequence[process.Argument] = (),
 ) -> None:
     """Install ``wheels`` into the linked environment in the folder ``into``, which will live at ``prefix``.
 
     ``archives`` are the wheels by SHA-256, which is checked again here; ``epoch`` (seconds since 1970) is every time
-    stamp; ``work`` is a folder for what is only needed meanwhile. Byte code is compiled as that of conda packages, and
-    stands in each RECORD. Raises HashMismatch naming a wheel; BuildError for one that brings a file which is there
-    already, and when the result differs from its own records.
+    stamp; ``work`` is a folder for what is only needed meanwhile, ``loader`` as `conda.link` has it. Byte code is
+    compiled as that of conda packages, and stands in each RECORD. Raises HashMismatch naming a wheel; BuildError for
+    one that brings a file which is there already, and when the result differs from its own records.
     """
     site = _site_packages(into)
     named = work / "wheels"
@@ -66,7 +67,7 @@ def install(
         _install(given, wheel, into, site, owners)
         given.unlink()
     resources.remove(named)
-    _compile(into, site, prefix)
+    _compile(into, site, prefix, loader)
     conda.settle(into, epoch)
     if findings := prefix_check.check(into, unread=frozenset(owners.values())):
         raise BuildError(
@@ -113,7 +114,7 @@ def _install(path: Path, wheel: Wheel, into: Path, site: Path, owners: Mapping[s
         raise BuildError(f"{wheel.filename} cannot be installed: {error}") from None
 
 
-def _compile(into: Path, site: Path, prefix: str) -> None:
+def _compile(into: Path, site: Path, prefix: str, loader: Sequence[process.Argument]) -> None:
     """Compile the wheels' modules, and record the byte code."""
     records = {
         path: list(csv.reader(io.StringIO(path.read_text("utf-8"))))
@@ -127,7 +128,7 @@ def _compile(into: Path, site: Path, prefix: str) -> None:
         for row in rows
         if row[0].endswith(".py") and not row[0].startswith("..")
     }
-    conda.run_compileall(sorted(modules), into, prefix)
+    conda.run_compileall(sorted(modules), into, prefix, loader)
     for module, record in modules.items():
         source = into / module
         for made in sorted((source.parent / "__pycache__").glob(f"{source.stem}.cpython-*.pyc")):

@@ -31,7 +31,7 @@ def test_its_kernel_is_as_new_as_promised(host, promised):
 
 
 def test_its_processor_has_the_promised_level(host, promised):
-    flags = set(host.check_output("sed -n '/^flags/{s/.*: //p;q}' /proc/cpuinfo").split())
+    flags = set(host.check_output("sed -n -E '/^(flags|Features)/{s/.*: //p;q}' /proc/cpuinfo").split())
     lacking = sorted(promised.cpu_flags - flags)
     assert lacking == [], f"this processor is no {promised.arch_level} (QEMU emulates x86-64-v3 at most)"
 

@@ -45,10 +45,11 @@ class Package:
     entry_points: Sequence[str] = ()
     license: str = ""
     licenses: Mapping[str, str] = field(default_factory=dict)
+    platform: str = "linux-64"
 
     @property
     def subdir(self) -> str:
-        return "noarch" if self.noarch else "linux-64"
+        return "noarch" if self.noarch else self.platform
 
     def write(self, channel: Path, suffix: str = ".conda") -> Path:
         """Write the archive into a channel's folder and return its path."""
@@ -147,7 +148,7 @@ def _zstd(data: bytes, folder: Path) -> bytes:
 
 
 def index(channel: Path) -> None:
-    """Write a channel's repodata."""
+    """Write a channel's repodata, of other platforms too where there are packages for them."""
     for subdir in ("noarch", "linux-64"):
         (channel / subdir).mkdir(parents=True, exist_ok=True)
     asyncio.run(rattler.index.index_fs(channel, force=True))

@@ -11,7 +11,7 @@ from conda_package_streaming import package_streaming
 
 from conda_appliance import channel, conda, process, resources
 from conda_appliance.contract import Contract
-from conda_appliance.errors import CommandFailed, HashMismatch
+from conda_appliance.errors import CommandFailed, HashMismatch, UsageError
 from conda_appliance.package import PLACEHOLDER, read_index
 
 EPOCH = 1_700_000_000
@@ -130,6 +130,34 @@ def test_two_runs_give_the_same_bytes(tmp_path: Path, cache: Path) -> None:
     second, _ = make(recipes, tmp_path / "cache")
     assert (first / "linux-64/repodata.json").read_bytes() == (second / "linux-64/repodata.json").read_bytes()
     assert (first / "noarch/repodata.json").read_bytes() == (second / "noarch/repodata.json").read_bytes()
+
+
+def test_another_platform_has_its_own_packages_beside_the_same_noarch_ones(
+    tmp_path: Path, cache: Path
+) -> None:
+    recipes = write(tmp_path / "own")
+    usual, _ = make(recipes, cache)
+    folder = channel.build(recipes, cache, "linux-aarch64", on_progress=lambda _text: None)
+    place = conda.Channel(name="./own", url=folder.as_uri())
+    promised = Contract(glibc="2.36", arch_level="aarch64")
+    (library,), _ = conda.solve(["libuuid"], [place], contract=promised, platform="linux-aarch64")
+    assert library.subdir == "linux-aarch64"
+    path = folder / "linux-aarch64" / library.filename
+    assert json.loads(members(path, "info")["info/index.json"])["arch"] == "aarch64"
+    machine = members(path, "pkg")["lib/libuuid.so.1.3.0"][18:20]
+    assert int.from_bytes(machine, "little") == 183, "an ELF file of 64-bit Arm (elf(5): EM_AARCH64)"
+    assert not (folder / "linux-64").exists()
+    assert [one.name for one in (folder / "noarch").iterdir()] == [
+        one.name for one in (usual / "noarch").iterdir()
+    ]
+
+
+def test_a_wheel_without_a_digest_for_the_platform_is_refused(tmp_path: Path, cache: Path) -> None:
+    pinned = {"version": "2.2.0", "sha256": {"linux-64": WHEEL}, "license": "BSD-3-Clause"}
+    recipes = write(tmp_path / "own", {"python_version": "3.13", "wheels": {"itsdangerous": pinned}})
+    make(recipes, cache)
+    with pytest.raises(UsageError, match="pins no wheel for linux-aarch64 of itsdangerous"):
+        channel.build(recipes, cache, "linux-aarch64", on_progress=lambda _text: None)
 
 
 # --- the starter channel ----------------------------------------------------------------------------

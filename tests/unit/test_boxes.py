@@ -12,6 +12,7 @@ import pytest
 
 from conda_appliance import boxes, catalog, definition, formats, manifest, resources, vagrant
 from conda_appliance.errors import DefinitionError, UsageError
+from conda_appliance.platforms import DEFAULT
 
 BASE = """\
 name: box
@@ -132,13 +133,15 @@ def test_what_starts_by_uefi_alone_says_so(tmp_path: Path, form: str) -> None:
 # --- the catalog --------------------------------------------------------------------------------------
 
 
-def built(home: Path, identity: str, version: str, created: str, *forms: str) -> Path:
-    """A finished build with boxes of these forms."""
+def built(
+    home: Path, identity: str, version: str, created: str, *forms: str, platform: str = DEFAULT
+) -> Path:
+    """A finished build with boxes of these forms, the latest one of its platform."""
     folder = home / identity
     folder.mkdir(parents=True)
     records = []
     for form in forms:
-        name = formats.file_name(form, name="box", version=version)
+        name = formats.file_name(form, name="box", version=version, platform=platform)
         content = f"{identity} {form}".encode()
         (folder / name).write_bytes(content)
         digest = hashlib.sha256(content).hexdigest()
@@ -151,6 +154,7 @@ def built(home: Path, identity: str, version: str, created: str, *forms: str) ->
         name="box",
         version=version,
         summary="A box",
+        platform=platform,
         id=identity,
         created=created,
         builder="rootfs",
@@ -163,8 +167,9 @@ def built(home: Path, identity: str, version: str, created: str, *forms: str) ->
         steps={},
     )
     manifest.write(written, folder)
-    (home / "latest").unlink(missing_ok=True)
-    (home / "latest").symlink_to(identity)
+    link = home / ("latest" if platform == DEFAULT else f"latest-{platform}")
+    link.unlink(missing_ok=True)
+    link.symlink_to(identity)
     return folder
 
 
@@ -193,6 +198,38 @@ def test_a_catalog_has_each_version_with_its_latest_build(tmp_path: Path) -> Non
         "1.0": {"libvirt": f"{home.as_uri()}/a/box-1.0.libvirt.box"},
         "1.1": {"libvirt": f"{home.as_uri()}/c/box-1.1.libvirt.box"},
     }, "of 1.1 the one that `latest` names"
+
+
+def test_a_version_has_boxes_of_each_platform_and_one_is_the_usual(tmp_path: Path) -> None:
+    home, to = tmp_path / "box", tmp_path / "boxes"
+
+    def architectures(path: Path | None) -> list[tuple[str, bool]]:
+        assert path is not None
+        (version,) = json.loads(path.read_text())["versions"]
+        return [(one["architecture"], one["default_architecture"]) for one in version["providers"]]
+
+    built(home, "b", "1.0", "2024-01-02T00:00:00", "box-qemu", platform="linux-aarch64")
+    assert architectures(catalog.refresh(home)) == [("arm64", True)], "the only one"
+    assert architectures(catalog.publish(home, to, "")) == [("arm64", True)]
+    built(home, "a", "1.0", "2024-01-01T00:00:00", "box-qemu")
+    assert architectures(catalog.refresh(home)) == [("amd64", True), ("arm64", False)]
+    assert architectures(catalog.publish(home, to, "")) == [("amd64", True), ("arm64", False)]
+    assert {path.name for path in to.iterdir()} == {
+        "box.json",
+        "box-1.0.qemu.box",
+        "box-1.0-aarch64.qemu.box",
+    }
+
+
+def test_the_box_of_another_platform_starts_as_its_machine(tmp_path: Path) -> None:
+    more = "platforms: [linux-aarch64]\ndisk: {firmware: [uefi]}\n"
+    qemu, libvirt = (texts(form, tmp_path, more) for form in ("box-qemu", "box-libvirt"))
+    assert json.loads(qemu["metadata.json"])["architecture"] == "arm64"
+    assert 'qemu.arch = "aarch64"' in qemu["Vagrantfile"]
+    assert 'qemu.machine = "virt,' in qemu["Vagrantfile"]
+    assert 'libvirt.machine_arch = "aarch64"' in libvirt["Vagrantfile"]
+    assert all("QEMU_EFI.fd" in one["Vagrantfile"] for one in (qemu, libvirt))
+    assert not any("q35" in one["Vagrantfile"] or "OVMF" in one["Vagrantfile"] for one in (qemu, libvirt))
 
 
 def test_a_build_without_boxes_has_no_catalog(tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ def prepare(job: Job, tree: BuildTree, *, logs: Path) -> Parts:
     logs.mkdir(parents=True, exist_ok=True)
     with log.step("System and environments") as step:
         system, linked = _lower(job, step)
+        grub = bootstrap.boot_loader(job.lock.debian, job.files, store=job.store, progress=step.update)
         step.note(told(system=system, environment=linked))
     with log.step("Run the playbook") as step:
         provisioned = _provisioned(job, tree, system, linked, logs, step)
@@ -98,6 +99,7 @@ def prepare(job: Job, tree: BuildTree, *, logs: Path) -> Parts:
     return Parts(
         job=job,
         tree=tree,
+        grub=grub,
         system=system,
         linked=linked,
         provisioned=provisioned,

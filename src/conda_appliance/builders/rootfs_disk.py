@@ -53,7 +53,8 @@ def told(**found: Layer) -> str:
 class Parts:
     """What a disk is made from; ``files_apart``: the playbook did not lay the definition's files down.
 
-    ``above`` lies over what the playbook changed, where a form has more than the machine itself.
+    ``above`` lies over what the playbook changed, where a form has more than the machine itself. ``grub`` are the
+    packages with the boot loader, where the host's own is for another platform.
     """
 
     job: Job
@@ -63,6 +64,7 @@ class Parts:
     provisioned: Layer
     files_apart: bool
     above: Layer | None = None
+    grub: Layer | None = None
 
     def inputs(self) -> dict[str, str]:
         """The SHA-256 of each layer, for the manifest."""
@@ -111,9 +113,13 @@ class Parts:
             ),
             "identity": self.identity,
             "epoch": str(self.job.epoch),
-            "grub": disk.loader_parts(),
+            "grub": self.loader_parts(),
             "code": layers.code(__file__, *(str(one.__file__) for one in (disk, overlay, ext4script))),
         }
+
+    def loader_parts(self) -> dict[str, str]:
+        """What decides the boot loaders."""
+        return {"packages": self.grub.sha256} if self.grub else disk.loader_parts()
 
     def stack(self, top: Path, work: Path) -> list[Path]:
         """The whole machine as trees, the uppermost first: ``top``, the definition's files, the layers."""
@@ -150,13 +156,20 @@ class Parts:
         decided: layers.Parts = {
             "identity": identity,
             "epoch": str(epoch),
-            "grub": disk.loader_parts(),
+            "grub": self.loader_parts(),
             "code": layers.code(disk.__file__),
         }
         return self.job.store.get(
             "loaders",
             decided,
-            lambda to, _work: disk.loaders(to, identity=identity, epoch=epoch),
+            lambda to, _work: disk.loaders(
+                to,
+                identity=identity,
+                epoch=epoch,
+                platform=self.job.image.platform,
+                grub=self.grub.path if self.grub else None,
+                system=self.system.path,
+            ),
             quiet=True,
         ).path
 
@@ -206,7 +219,11 @@ def _write_plain(parts: Parts, to: Path, work: Path, step: log.Step) -> None:
     common = [*parts.changed(), parts.system.path]
     held = frozenset(number for number, path in enumerate(stack) if path in common)
     begin = partial(
-        disk.begin, size=parts.job.image.disk.size, identity=parts.identity, epoch=parts.job.epoch
+        disk.begin,
+        size=parts.job.image.disk.size,
+        identity=parts.identity,
+        epoch=parts.job.epoch,
+        platform=parts.job.image.platform,
     )
     try:
         found = overlay.additions(stack, held)
@@ -261,6 +278,7 @@ def split(parts: Parts, step: log.Step) -> DiskImage:
             work=work,
             taken=parts.size(),
             boot=parts.loaders(),
+            platform=job.image.platform,
         )
 
     around = job.store.get(
@@ -307,7 +325,8 @@ def split(parts: Parts, step: log.Step) -> DiskImage:
         read=False,
     )
     step.note(told(root=around, environments=image))
-    slot = disk.plan(job.image.disk.size, job.image.disk.slot)[2]
+    partitions = disk.plan(job.image.disk.size, job.image.disk.slot, job.image.platform)
+    slot = next(one for one in partitions if one.name == disk.ENVIRONMENTS[0])
     return DiskImage(
         path=around.path,
         format="raw",
