@@ -32,7 +32,7 @@ export OPT="-DNDEBUG -O3 -Wall"
   --without-ensurepip --disable-test-modules --with-dbmliborder= \
   ax_cv_c_float_words_bigendian=no "$@"
 make -s -j"$JOBS"
-# Byte code is compiled where the environment is linked: -l keeps this to the top folder, which is removed below.
+# Byte code is compiled when the package is written: -l keeps this to the top folder, which is removed below.
 make -s -j"$JOBS" install DESTDIR="$STAGE" COMPILEALL_OPTS=-l
 
 root="$STAGE$PREFIX"

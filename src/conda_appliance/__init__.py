@@ -50,6 +50,7 @@ diskforms    4 a disk image → the files that hypervisors and clouds take
 vagrant      3 a machine that `vagrant up` started: a way in
 emulation    4 whether this host runs another platform's programs, and how those of its environments are started
 qemu         4 QEMU's command line, firmware and control protocol
+recipes      3 the recipes of a channel that is built here
 sources      3 the only network: verified downloads into the cache
 disctree     4 what a disc will hold: its tree, its SHA256SUMS, its names
 packed       4 trees of files → one read-only file system in a file

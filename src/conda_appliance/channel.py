@@ -20,15 +20,11 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Self
 from urllib.parse import unquote
 
-import yaml
-from packaging.licenses import canonicalize_license_expression
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from conda_appliance import log, platforms, process, resources, sources, wheel
+from conda_appliance import conda, log, platforms, process, resources, sources, wheel
 from conda_appliance.apt import Apt, RemoteFile
 from conda_appliance.errors import BuildError, CommandFailed, HashMismatch, ToolMissing, UsageError
 from conda_appliance.package import (
@@ -41,109 +37,14 @@ from conda_appliance.package import (
     write_repodata,
 )
 from conda_appliance.platforms import PLATFORMS, Platform
+from conda_appliance.recipes import Library, Pin, Python, Recipes, read
 
 #: Raised when what is written for the same recipe and sources changes.
-FORMAT = 2
+FORMAT = 3
 #: The glibc of each tag that pip is asked for: no wheel may need a newer one than the oldest suite here has.
 _MANYLINUX = (5, 12, 17, *range(24, 37))
 
 Progress = Callable[[str], None]
-Spdx = Annotated[str, AfterValidator(canonicalize_license_expression)]
-Minor = Annotated[str, Field(pattern=r"^3\.\d+$")]
-Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Library(_Part):
-    """A library: the shared objects of ``debs``. The first ``.deb`` gives the version, all of them licence texts."""
-
-    debs: Annotated[tuple[str, ...], Field(min_length=1)]
-    license: Spdx
-    depends: tuple[str, ...] = ()
-
-
-class Libraries(_Part):
-    """The libraries and the suite they come from; ``glibc`` is what their symbols need."""
-
-    suite: str
-    glibc: str
-    packages: dict[str, Library]
-
-
-class Python(_Part):
-    """The interpreter: a source package of a suite, compiled against the libraries' headers.
-
-    ``patches`` are name patterns: which of Debian's patches are applied to the original source.
-    """
-
-    suite: str
-    source: Annotated[str, Field(pattern=r"^python3\.\d+$")]
-    patches: tuple[str, ...] = ()
-    headers: tuple[str, ...]
-    license: Spdx
-    depends: tuple[str, ...]
-
-
-class Certificates(_Part):
-    """The certificate authorities: the wheel that carries them."""
-
-    wheel: str
-    license: Spdx
-
-
-class Pin(_Part):
-    """A wheel of PyPI by version and SHA-256; ``license`` and ``depends`` where its metadata does not say them."""
-
-    version: str
-    sha256: Digest
-    license: Spdx | None = None
-    depends: tuple[str, ...] = ()
-
-
-class Wheel(_Part):
-    """A `Pin`, or one for each platform: ``sha256`` then has a digest by platform, of wheels that were compiled."""
-
-    version: str
-    sha256: Digest | dict[str, Digest]
-    license: Spdx | None = None
-    depends: tuple[str, ...] = ()
-
-    def on(self, platform: str) -> Pin | None:
-        """What is pinned for a platform of conda's; None where nothing is."""
-        digest = self.sha256.get(platform) if isinstance(self.sha256, dict) else self.sha256
-        if digest is None:
-            return None
-        return Pin(version=self.version, sha256=digest, license=self.license, depends=self.depends)
-
-
-class Recipes(_Part):
-    """What ``channel.yaml`` says. Without a recipe for Python, ``python_version`` says which the wheels are for."""
-
-    libraries: Libraries | None = None
-    python: Python | None = None
-    python_version: Minor | None = None
-    certificates: Certificates | None = None
-    wheels: dict[str, Wheel] = {}
-
-    @model_validator(mode="after")
-    def _whole(self) -> Self:
-        if self.python and not self.libraries:
-            raise ValueError("'python' is compiled against 'libraries', and there are none")
-        if self.python and self.python_version:
-            raise ValueError("'python' already says the version; leave 'python_version' out")
-        if self.wheels and not self.minor:
-            raise ValueError("'wheels' need a 'python', or a 'python_version' such as '3.13'")
-        if self.certificates and self.certificates.wheel not in self.wheels:
-            raise ValueError(f"certificates.wheel: {self.certificates.wheel!r} is none of 'wheels'")
-        return self
-
-    @property
-    def minor(self) -> str:
-        """The Python that compiled wheels are for, such as ``3.13``."""
-        return self.python.source.removeprefix("python") if self.python else self.python_version or ""
 
 
 def build(
@@ -231,18 +132,6 @@ def _cross_glibc(platform: Platform) -> str:
     return ".".join(asked.stdout.split()[-2:])
 
 
-def read(folder: Path) -> Recipes:
-    """Read ``channel.yaml``. Raises UsageError saying what is wrong in it."""
-    path = folder / "channel.yaml"
-    try:
-        return Recipes.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from None
-    except ValidationError as error:
-        lines = [f"{path}: {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
-        raise UsageError("\n".join(lines)) from None
-
-
 def _warn_of_missing(channel: Path) -> None:
     """Say which dependencies no package of the channel meets: another channel has to."""
     names: set[str] = set()
@@ -291,8 +180,9 @@ class _Maker:
         """Make every package (or those of ``jobs``) that ``kept`` has not got yet; returns their files."""
         kept.mkdir(parents=True, exist_ok=True)
         if jobs is None:
-            # The interpreter comes last: whatever else is wrong shows before the minutes that it takes.
-            jobs = [*self._library_jobs(), *self._wheel_jobs(), *self._python_jobs()]
+            # Wheels that are not there show before the minutes that the interpreter takes, which compiles theirs.
+            others = [*self._library_jobs(), *self._wheel_jobs()]
+            jobs = [*self._python_jobs(), *others]
         made = []
         for number, job in enumerate(jobs, 1):
             place = kept / job.key
@@ -307,7 +197,9 @@ class _Maker:
         ready = self.work / f"{job.name}.ready"
         for path in (scratch, ready):
             path.mkdir()
-        file = write_package(job.make(scratch), ready)
+        package = job.make(scratch)
+        self._compile_modules(package)
+        file = write_package(package, ready)
         (ready / "SHA256").write_text(resources.sha256_of(file), encoding="utf-8")
         ready.rename(place)
         resources.remove(scratch)
@@ -422,24 +314,43 @@ class _Maker:
             note=", compiled from source (minutes)",
         )
 
-    def _build_python(self, at: Path) -> Path | None:
-        """To compile another platform's: the same interpreter for this host, made now or kept; else nothing.
+    @cached_property
+    def _interpreter(self) -> Path:
+        """The recipes' Python for this host, made now or kept.
 
-        It runs where it lies: all it needs of its own libraries is in its executable.
+        It runs where it is unpacked: all it needs of its own libraries is in its executable.
         """
-        if self.platform.native:
-            return None
         native = next(one for one in PLATFORMS.values() if one.native)
-        maker = replace(self, platform=native, work=at / "native", apts={})
-        maker.work.mkdir()
+        maker = self
+        if not self.platform.native:
+            maker = replace(self, platform=native, work=self.work / "native", apts={})
+            maker.work.mkdir()
         made = maker.packages(self.work.parent / "packages", [*maker._python_jobs()])
-        for name, read in read_files(made[0], made[0].name):
-            path = at / "build-python" / name
+        home = self.work / "interpreter"
+        for name, content in read_files(made[0], made[0].name):
+            path = home / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(read())
-        program = at / "build-python/bin" / f"python{self.recipes.minor}"
+            path.write_bytes(content())
+        program = home / "bin" / f"python{self.recipes.minor}"
         program.chmod(0o755)
         return program
+
+    def _compile_modules(self, package: Package) -> None:
+        """Compile the modules of a package that is for one Python, as conda's own ship theirs: who links it need not.
+
+        But for those that name the prefix, which is another one by then.
+        """
+        if package.noarch_python or self.recipes.python is None:
+            return
+        own = package.root / "bin" / f"python{self.recipes.minor}"
+        python = own if self.platform.native and own.exists() else None
+        modules = [
+            path.relative_to(package.root).as_posix()
+            for path in sorted((package.root / f"lib/python{self.recipes.minor}").rglob("*.py"))
+            if PLACEHOLDER.encode() not in path.read_bytes()
+        ]
+        if modules:
+            conda.run_compileall(modules, package.root, "", [python or self._interpreter])
 
     def _python(self, at: Path, python: Python, files: list[RemoteFile], glibc: str, build: str) -> Package:
         original, debian = sorted(
@@ -454,7 +365,8 @@ class _Maker:
             process.run(["patch", "--strip=1", "--batch", "--directory", tree, "--input", path.resolve()])
             patches.append(path.name)
         stage = at / "stage"
-        self._compile(tree, self._sysroot(at, python), stage, f"Python {version}", self._build_python(at))
+        builder = None if self.platform.native else self._interpreter
+        self._compile(tree, self._sysroot(at, python), stage, f"Python {version}", builder)
         return Package(
             name="python",
             version=version,

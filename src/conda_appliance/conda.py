@@ -576,7 +576,7 @@ def _compile(made: _Linked, packages: Sequence[CondaPackage], records: Mapping[s
         [path for package, files in sources.items() if kept[package] is None for path in files],
         into,
         prefix,
-        made.loader,
+        [*made.loader, into / "bin/python"],
     )
     for package, files in sources.items():
         layer = kept[package]
@@ -606,17 +606,15 @@ def _is_compiled(module: Path, version: str) -> bool:
 _BYTE_CODE = "compileall unchecked-hash 1"
 
 
-def run_compileall(
-    files: Sequence[str], into: Path, prefix: str, loader: Sequence[process.Argument] = ()
-) -> None:
+def run_compileall(files: Sequence[str], into: Path, prefix: str, python: Sequence[process.Argument]) -> None:
     """Compile ``files`` (paths from ``into``) side by side: compileall itself takes listed files one by one.
 
-    ``loader`` is as `link` has it.
+    ``python`` are the words that start an interpreter of the version that they are for.
     """
     if not files:
         return
     # -I -S: no user's settings, and no package's .pth file, run on this host.
-    command: list[process.Argument] = [*loader, into / "bin/python", "-I", "-S", "-B"]
+    command: list[process.Argument] = [*python, "-I", "-S", "-B"]
     command += ["-m", "compileall", "-q", "-f"]
     command += ["-s", into, "-p", prefix, "--invalidation-mode", "unchecked-hash", "-i", "-"]
 

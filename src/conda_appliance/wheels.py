@@ -128,7 +128,7 @@ def _compile(into: Path, site: Path, prefix: str, loader: Sequence[process.Argum
         for row in rows
         if row[0].endswith(".py") and not row[0].startswith("..")
     }
-    conda.run_compileall(sorted(modules), into, prefix, loader)
+    conda.run_compileall(sorted(modules), into, prefix, [*loader, into / "bin/python"])
     for module, record in modules.items():
         source = into / module
         for made in sorted((source.parent / "__pycache__").glob(f"{source.stem}.cpython-*.pyc")):

@@ -6,16 +6,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conda_appliance import channel, resources
+from conda_appliance import channel, recipes, resources
 from conda_appliance.errors import HashMismatch, UsageError
+from conda_appliance.recipes import Recipes, Wheel
 
 SHA = "0" * 64
 
 
 def test_the_shipped_recipes_are_sound() -> None:
-    recipes = channel.read(resources.shipped() / "channel")
-    assert recipes.minor == "3.13"
-    assert {"flask", "gunicorn", "numpy"} <= recipes.wheels.keys()
+    shipped = recipes.read(resources.shipped() / "channel")
+    assert shipped.minor == "3.13"
+    assert {"flask", "gunicorn", "numpy"} <= shipped.wheels.keys()
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_the_shipped_recipes_are_sound() -> None:
 def test_a_mistake_is_named_by_its_place(tmp_path: Path, content: object, complaint: str) -> None:
     (tmp_path / "channel.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(UsageError) as caught:
-        channel.read(tmp_path)
+        recipes.read(tmp_path)
     assert complaint in str(caught.value)
     assert str(tmp_path / "channel.yaml") in str(caught.value)
 
@@ -54,11 +55,11 @@ def test_a_mistake_is_named_by_its_place(tmp_path: Path, content: object, compla
 def test_what_is_no_recipe_file_is_said(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "channel.yaml").write_bytes(content)
     with pytest.raises(UsageError, match=r"channel\.yaml"):
-        channel.read(tmp_path)
+        recipes.read(tmp_path)
 
 
 def test_compilers_are_asked_for_only_where_python_is_compiled() -> None:
-    wheels_only = channel.Recipes(python_version="3.13", wheels={"a": channel.Wheel(version="1", sha256=SHA)})
+    wheels_only = Recipes(python_version="3.13", wheels={"a": Wheel(version="1", sha256=SHA)})
     assert "gcc" not in channel.tools(wheels_only)
     assert {"gcc", "make", "patch"} <= set(channel.tools())
 
