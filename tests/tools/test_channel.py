@@ -1,6 +1,7 @@
 """A folder of recipes becomes a channel of real conda packages, from Debian and PyPI alone."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -214,12 +215,32 @@ def test_every_dependency_is_in_the_channel(starter: Path) -> None:
         assert index["name"] in {package.name for package in packages}
 
 
-def test_packages_hold_no_byte_code_and_no_folder_of_the_build(starter: Path) -> None:
+def test_no_package_holds_a_folder_of_the_build(starter: Path) -> None:
     cache = str(resources.cache_root()).encode()
     for path in archives(starter):
+        assert not [name for name, content in members(path, "pkg").items() if cache in content], path.name
+
+
+def test_packages_for_one_python_hold_its_byte_code_which_no_time_and_no_prefix_makes_stale(
+    starter: Path,
+) -> None:
+    """As conda's own packages do; a noarch one is compiled where it is linked. Where a module names the prefix, too."""
+    compiled = set()
+    for path in archives(starter):
         files = members(path, "pkg")
-        assert not [name for name in files if name.endswith(".pyc")], path.name
-        assert not [name for name, content in files.items() if cache in content], path.name
+        codes = {name: content for name, content in files.items() if name.endswith(".pyc")}
+        assert all(content[4:8] == b"\1\0\0\0" for content in codes.values()), path.name
+        assert not [name for name, content in codes.items() if PLACEHOLDER.encode() in content], path.name
+        if codes:
+            compiled.add(path.parent.name)
+            modules = {
+                name
+                for name, content in files.items()
+                if name.endswith(".py") and PLACEHOLDER.encode() not in content
+            }
+            made = {re.sub(r"__pycache__/(.*)\.cpython-\d+\.pyc$", r"\1.py", name) for name in codes}
+            assert made <= modules and len(made) > 0.9 * len(modules), path.name
+    assert compiled == {"linux-64"}
 
 
 def test_debians_security_fixes_are_in_the_interpreter(starter: Path) -> None:
