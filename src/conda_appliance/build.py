@@ -71,9 +71,9 @@ class Result:
 def update_lock(path: Path, names: Sequence[str], *, platform: str | None = None) -> lock.Lock:
     """Move the packages ``names`` in the definition's lock to what is newest, and no other; tells what moved.
 
-    ``deb:NAME`` is Debian's, where an environment has a package of that name too. In a lock of several platforms those
-    of one move, else of the first. Raises UsageError for a package that the lock has not; LockError for a lock that is
-    stale already.
+    In a lock of several platforms those of one, else of the first. ``deb:NAME`` is Debian's, where an environment has a
+    package of that name too. Raises UsageError for a package that the lock has not; LockError for a lock that is stale
+    already.
     """
     image = definition.load_image(path)
     target = lock.path_for(path)

@@ -181,7 +181,10 @@ def add(to: Path, trees: Sequence[Path], found: overlay.Additions, *, epoch: int
 
 
 def _place(raw: Path, slot: int = 0) -> str:
-    """The root file system of a disk, as e2fsprogs name it from its folder, whose path may have a ``?``."""
+    """The root file system of a disk, as e2fsprogs name it from its folder, whose path may have a ``?``.
+
+    It begins at the same place on every platform.
+    """
     return f"{raw.name}?offset={plan(raw.stat().st_size, slot)[-1].start * SECTOR}"
 
 

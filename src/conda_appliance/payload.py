@@ -23,6 +23,7 @@ from conda_appliance import (
     namespace,
     post_link,
     prefix_check,
+    process,
     resources,
     slim,
     trees,
@@ -34,7 +35,6 @@ from conda_appliance.errors import BuildError, HashMismatch, UsageError
 from conda_appliance.layers import Layer, Store
 from conda_appliance.lock import EnvironmentSection, Lock
 from conda_appliance.platforms import PLATFORMS
-from conda_appliance.process import Argument
 
 #: How much of a file is read at once, in bytes.
 _BLOCK = 1 << 20
@@ -176,7 +176,7 @@ def _whole(
                     system,
                     store=store,
                     epoch=epoch,
-                    loader=lambda: loader,
+                    loader=loader,
                     progress=progress,
                 )
                 into = to / section.prefix.lstrip("/")
@@ -248,7 +248,7 @@ def _laid(
     *,
     store: Store,
     epoch: int,
-    loader: Callable[[], Sequence[Argument]],
+    loader: Sequence[process.Argument],
     progress: Callable[[str], None],
 ) -> Path:
     """The environment that the installer of ``section`` makes. Raises BuildError when that is not what was locked."""
@@ -261,7 +261,7 @@ def _laid(
         system=lambda: system().path,
         store=store,
         epoch=epoch,
-        loader=loader,
+        loader=lambda: loader,
         progress=progress,
     )
     found, wanted = set(distribution.packages_of(made.path)), set(section.packages)

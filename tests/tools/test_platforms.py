@@ -150,7 +150,7 @@ def test_a_workspace_is_read_for_each_platform(place: Place) -> None:
     }
     text = WORKSPACE.replace(', "linux-aarch64"]', "]")
     (place.folder / "pixi.toml").write_text(text)
-    with pytest.raises(UsageError, match=r"pixi\.toml is not for linux-aarch64; its platforms: linux-64"):
+    with pytest.raises(UsageError, match=r"is not for linux-aarch64; the workspace's platforms: linux-64"):
         place.lock("file: pixi.toml")
 
 

@@ -19,6 +19,9 @@ from conda_appliance.lock import DebianSection
 from conda_appliance.sources import Download
 from conda_appliance.suite import Held
 
+#: The package that stands for the newest kernel.
+KERNEL = f"{bootstrap.KERNELS['cloud']}-amd64"
+
 DEFINITION = """\
 name: box
 version: 1.0
@@ -32,8 +35,8 @@ class Place:
 
     def __init__(self, folder: Path, archive: Archive) -> None:
         self.archive, self.cache = archive, sources.Cache(folder / "cache")
-        for name in (*bootstrap.PACKAGES, bootstrap.KERNELS["cloud"]):
-            needs = {bootstrap.KERNELS["cloud"]: "linux-image-6.12.1-cloud-amd64"}
+        for name in (*bootstrap.PACKAGES, KERNEL):
+            needs = {KERNEL: "linux-image-6.12.1-cloud-amd64"}
             archive.add(name, "1", **({"depends": needs[name]} if name in needs else {}))
         archive.add("linux-image-6.12.1-cloud-amd64", "6.12.1-1")
         archive.add("libc6", "2.41-1", essential="yes")
@@ -142,9 +145,9 @@ def test_a_newer_kernel_is_a_package_of_another_name_and_the_old_one_goes(
     place: Place, newer: Callable[..., None]
 ) -> None:
     kernel = "linux-image-6.12.2-cloud-amd64"
-    newer(**{kernel: {"version": "6.12.2-1"}, bootstrap.KERNELS["cloud"]: {"depends": kernel}})
-    assert place.moved(bootstrap.KERNELS["cloud"]) == {
-        bootstrap.KERNELS["cloud"]: "2",
+    newer(**{kernel: {"version": "6.12.2-1"}, KERNEL: {"depends": kernel}})
+    assert place.moved(KERNEL) == {
+        KERNEL: "2",
         kernel: "6.12.2-1",
         "linux-image-6.12.1-cloud-amd64": "",
     }
