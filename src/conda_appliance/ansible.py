@@ -17,6 +17,10 @@ from conda_appliance.errors import ToolMissing
 _SHORT = 40
 
 
+#: What the folders' names begin with, before the mark of who made them.
+_PREFIX = "conda-appliance-"
+
+
 def playbook_program() -> Path:
     """The ``ansible-playbook`` that came with this program, beside its interpreter; else the one on PATH."""
     beside = Path(sys.executable).with_name("ansible-playbook")
@@ -49,16 +53,28 @@ def variables(scratch: Path, logs: Path) -> dict[str, str]:
 @contextmanager
 def scratch() -> Iterator[Path]:
     """A folder for sockets and temporary files, with a short path; what killed runs left of theirs goes first."""
-    parent = Path(tempfile.gettempdir())
-    if len(str(parent)) > _SHORT:
-        parent = Path("/tmp")  # noqa: S108 — the folder made in it is new and ours alone (mkdtemp)
-    prefix = "conda-appliance-"
-    for left in parent.glob(f"{prefix}*"):
-        owner = left.name.removeprefix(prefix).rpartition("-")[0].replace("-", ":")
-        if left.is_dir() and left.stat().st_uid == os.getuid() and not process.alive(owner):
-            resources.remove(left)
-    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{process.mark().replace(':', '-')}-", dir=parent))
+    sweep()
+    mark = process.mark().replace(":", "-")
+    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{mark}-", dir=_parent()))
     try:
         yield folder
     finally:
         resources.remove(folder)
+
+
+def sweep() -> list[Path]:
+    """Remove the folders (`scratch`) that killed runs left; returns them."""
+    removed = []
+    for left in _parent().glob(f"{_PREFIX}*"):
+        owner = left.name.removeprefix(_PREFIX).rpartition("-")[0].replace("-", ":")
+        if left.is_dir() and left.stat().st_uid == os.getuid() and not process.alive(owner):
+            resources.remove(left)
+            removed.append(left)
+    return removed
+
+
+def _parent() -> Path:
+    parent = Path(tempfile.gettempdir())
+    if len(str(parent)) > _SHORT:
+        parent = Path("/tmp")  # noqa: S108 — the folders made in it are new and ours alone (mkdtemp)
+    return parent

@@ -19,6 +19,7 @@ from typing import Any
 
 import conda_appliance
 from conda_appliance import (
+    ansible,
     builders,
     catalog,
     changes,
@@ -418,8 +419,8 @@ def _report(target: Path) -> Iterator[Path]:
 
 def clean(out: Path, *, caches: bool, built: bool) -> list[Path]:
     """Remove what dead runs left and failed builds; with ``caches`` the cache, with ``built`` the results too."""
-    removed = []
     process.reap()
+    removed = ansible.sweep()
     for home in results.homes(out):
         removed += resources.sweep(home)
         if (home / "failed").exists():

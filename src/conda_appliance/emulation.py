@@ -7,11 +7,10 @@ kernel finds no emulator but one that it holds open itself (the flag F of a regi
 from __future__ import annotations
 
 import struct
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from conda_appliance import layers, namespace, process
+from conda_appliance import layers, namespace, process, resources
 from conda_appliance.errors import BuildError, ToolMissing
 from conda_appliance.layers import Store
 from conda_appliance.lock import DebianSection
@@ -33,8 +32,9 @@ def require(platform: Platform) -> None:
     """Raise ToolMissing, saying what to do, unless programs of ``platform`` run here in any root file system."""
     if platform.native:
         return
-    with tempfile.TemporaryDirectory(prefix="conda-appliance-probe-") as folder:
-        place = Path(folder) / "probe"
+    folders = resources.cache_root() / "emulation"
+    with resources.work_folder(folders, platform.name, wait=lambda _text: None) as folder:
+        place = folder / "probe"
         place.write_bytes(program(platform))
         place.chmod(0o755)
         inside = namespace.isolated('cd "$1"; exec chroot . /probe', [folder])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conda_appliance import cli, definition, lock, schema
+from conda_appliance import ansible, cli, definition, lock, process, schema
 
 ROOT = Path(__file__).parents[2]
 VERBS = [
@@ -186,7 +186,14 @@ def test_nothing_built_is_said_with_the_next_step(capsys: pytest.CaptureFixture[
     assert run("ssh", "hello") == 2
 
 
-def test_clean_takes_leftovers_and_caches_and_leaves_results(tmp_path: Path) -> None:
+def test_clean_takes_leftovers_and_caches_and_leaves_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ansible, "_parent", lambda: tmp_path)
+    pid, start, namespace = process.mark().split(":")
+    left, used = (tmp_path / f"conda-appliance-{pid}-{at}-{namespace}-x" for at in (int(start) + 1, start))
+    left.mkdir()
+    used.mkdir()
     result = tmp_path / "out/hello/abc"
     result.mkdir(parents=True)
     (result / "hello.qcow2").write_text("x")
@@ -196,6 +203,7 @@ def test_clean_takes_leftovers_and_caches_and_leaves_results(tmp_path: Path) -> 
     (tmp_path / "out/mine").mkdir()
     (tmp_path / "cache/blobs").mkdir(parents=True)
     assert run("clean", "--leftovers") == 0
+    assert used.is_dir() and not left.exists(), "a killed run's; one that runs keeps its own"
     assert sorted(path.name for path in (tmp_path / "out/hello").iterdir()) == ["abc", "latest"]
     assert (tmp_path / "cache/blobs").is_dir()
     assert run("clean") == 0

@@ -298,6 +298,7 @@ def split(parts: Parts, step: log.Step) -> DiskImage:
         "stamp": {path: layers.digest_of([text]) for path, text in stamp.items()},
         "disk": f"{prefix} {job.image.disk.slot} {job.image.disk.compression == 'none'}",
         "epoch": str(job.epoch),
+        "tools": packed.versions("squashfs"),
         "code": layers.code(__file__, disk.__file__, packed.__file__),
     }
 
