@@ -6,7 +6,6 @@ the answer goes as JSON to standard output. Little is imported here, so that a s
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
@@ -24,6 +23,8 @@ ANSWER = "\nanswer: "
 
 def _child(task: str) -> NoReturn:
     """Do one of ``_TASKS`` and leave at once, past the interpreter's exit, where rattler may crash."""
+    import asyncio  # the module is imported for its names alone, too, and by every build
+
     result: dict[str, Any]
     try:
         result = {"value": asyncio.run(_TASKS[task](json.load(sys.stdin)))}

@@ -25,6 +25,7 @@ from conda_appliance import (
     process,
     render,
     resources,
+    sparse,
 )
 from conda_appliance.errors import BuildError, CommandFailed, UsageError
 from conda_appliance.platforms import PLATFORMS, Platform
@@ -89,6 +90,7 @@ def tools() -> tuple[str, ...]:
         "mke2fs",
         "debugfs",
         "e2fsck",
+        "e2image",
         "tune2fs",
         "mkfs.vfat",
         "mmd",
@@ -178,6 +180,26 @@ def add(to: Path, trees: Sequence[Path], found: overlay.Additions, *, epoch: int
     if said := "\n".join(said.splitlines()[1:]):
         _refuse_full(said, size)
         raise BuildError(f"debugfs could not add everything to the file system:\n{said[:2000]}")
+
+
+def outline(raw: Path, to: Path, trees: Sequence[Path], *, epoch: int) -> None:
+    """Write ``to``, as long as the disk ``raw``, with all of it but what stands in files, and blocks of zeroes.
+
+    That is what the programs that `add` and `finish` start read of a disk, so that they need no copy of it: with
+    what they write, it lies over the disk (`sparse.Piece`). ``trees`` are what the disk holds.
+    """
+    tools, place = E2fsprogs.choose(trees, epoch), plan(raw.stat().st_size)[-1]
+    start, end = place.start * SECTOR, (place.start + place.size) * SECTOR
+    process.run(
+        [*tools.command("e2image"), "-r", "-o", str(start), "-O", str(start), raw.absolute(), to.absolute()],
+        env=tools.settings,
+    )
+    with raw.open("rb") as disk, to.open("r+b") as file:
+        file.truncate(raw.stat().st_size)
+        for first, last in extents(disk.fileno(), raw.stat().st_size):
+            for begin, stop in ((first, min(last, start)), (max(first, end), last)):
+                if begin < stop:
+                    sparse.put(file.fileno(), os.pread(disk.fileno(), stop - begin, begin), begin)
 
 
 def _place(raw: Path, slot: int = 0) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -87,7 +88,6 @@ class Exporter:
         )
         self.work.mkdir(exist_ok=True)
         raw = self._raw(wanted)
-        whole = self._whole(wanted, raw)
         disks = [form for form in wanted if form in diskforms.RAW]
         groups = [[form] for form in wanted if form not in disks] + ([disks] if disks else [])
         left = list(wanted)
@@ -101,10 +101,11 @@ class Exporter:
             return artifacts
 
         progress(f"making {', '.join(left)}")
-        done = process.side_by_side(
-            *(partial(some, group) for group in groups),
-            workers=os.cpu_count() or 1,
-        )
+        with self._whole(wanted, raw) as whole:
+            done = process.side_by_side(
+                *(partial(some, group) for group in groups),
+                workers=os.cpu_count() or 1,
+            )
         made |= {one.record.format: one for group in done for one in group}
         if "ova" in missing:
             made["ova"] = self._ova(made["vmdk"], into / self._name("ova"))
@@ -139,13 +140,27 @@ class Exporter:
         diskforms.write(self.disk, "raw", raw, seed="", epoch=0)
         return (Piece(path=raw, at=0),)
 
-    def _whole(self, forms: Sequence[str], raw: Sequence[Piece]) -> Path:
+    @contextmanager
+    def _whole(self, forms: Sequence[str], raw: Sequence[Piece]) -> Iterator[Path]:
         """The disk with all that is in it as one file, for those of ``forms`` that another program makes."""
-        if len(raw) > 1 and {*forms} - {"qcow2", *diskforms.RAW, *diskforms.BLOCKS}:
-            whole = self.work / "whole.raw"
+        if len(raw) < 2 or all(map(self._is_of_pieces, forms)):
+            yield raw[0].path if raw else self.disk
+            return
+        need = sum(piece.path.stat().st_blocks * 512 for piece in raw)
+        memory = resources.memory_file(2 * need)
+        whole = self.work / "whole.raw" if memory is None else Path(f"/proc/{os.getpid()}/fd/{memory}")
+        try:
             sparse.write(raw, {whole: b""})
-            return whole
-        return raw[0].path if raw else self.disk
+            yield whole
+        finally:
+            if memory is not None:
+                os.close(memory)
+
+    def _is_of_pieces(self, form: str) -> bool:
+        """Whether a form of a raw disk is made of its pieces, wherever they lie."""
+        if form == "qcow2":
+            return self.image.disk.compression == "none" or bool(self.around)
+        return form in (*diskforms.RAW, *diskforms.BLOCKS)
 
     def _disks(self, files: Mapping[str, Path], raw: Sequence[Piece]) -> list[Artifact]:
         """The forms that are the raw disk itself, written and summed up together."""
@@ -169,7 +184,7 @@ class Exporter:
         )
         if raw and (form in diskforms.BLOCKS or (form == "qcow2" and compression == "none")):
             digest = diskforms.write_blocks(raw, form, to, seed=seed)
-        elif self.inserts and form == "qcow2":
+        elif self.around and form == "qcow2":
             self._around(to)
         else:
             diskforms.write(whole, form, to, seed=seed, epoch=self.epoch, compression=compression)

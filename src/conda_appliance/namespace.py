@@ -28,7 +28,10 @@ cd "$WORK"
 mkdir -p root
 if [ -n "$UPPER" ]; then
     mkdir -p overlay
-    mount -t overlay appliance -o "${OPTIONS}lowerdir=$LOWER,upperdir=$UPPER,workdir=overlay" root
+    OPTIONS="${OPTIONS}lowerdir=$LOWER,upperdir=$UPPER,workdir=overlay"
+    # volatile (Linux 5.10): a program's fsync(2) is for a machine's disk, and this is none. Unmounting waits for none.
+    mount -t overlay appliance -o "$OPTIONS,volatile" root 2>/dev/null ||
+        mount -t overlay appliance -o "$OPTIONS" root
 else
     mount -t overlay appliance -o "${OPTIONS}ro,lowerdir=$LOWER" root
 fi

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -128,6 +129,30 @@ def additions(trees: Sequence[Path], held: frozenset[int]) -> Additions:
         if any(name not in _OPAQUE for name in _attributes(f"{merge.trees[one.tree]}/{one.path}")):
             raise CannotAdd(one.path)
     return Additions(paths=merge.found, names=merge.names)
+
+
+def parted(found: Additions, first: Callable[[Added], bool]) -> tuple[Additions, Additions]:
+    """``found`` in two, one to be added after the other: the files that ``first`` takes, with folders, and the rest.
+
+    A file of several names is taken if all of them are.
+    """
+    files = [one for one in found.paths if not stat.S_ISDIR(one.about.st_mode)]
+    chosen = [one for one in files if first(one)]
+    inodes = Counter((one.tree, one.about.st_ino) for one in chosen)
+    taken = {
+        one.path
+        for one in chosen
+        if inodes[one.tree, one.about.st_ino] >= found.names.get((one.tree, one.about.st_ino), 1)
+    }
+    for folder in {path.rpartition("/")[0] for path in taken}:
+        at = folder
+        while at and at not in taken:
+            taken.add(at)
+            at = at.rpartition("/")[0]
+    return (
+        Additions(paths=[one for one in found.paths if one.path in taken], names=found.names),
+        Additions(paths=[one for one in found.paths if one.path not in taken], names=found.names),
+    )
 
 
 def _is_hidden(about: os.stat_result) -> bool:

@@ -6,7 +6,6 @@ A block of zeroes counts as a hole whether it is one or not, so what is written 
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,80 +17,192 @@ from conda_appliance.trees import extents
 
 #: Bytes of a block, which is copied or left out as one.
 BLOCK = 1 << 16
+#: Bytes that a file in memory has or has not: a page.
+PAGE = 1 << 12
 _ZEROES = bytes(BLOCK)
-#: Blocks that are copied at a time.
+#: Blocks that are copied at a time: what is read, summed up and written again stays in the processor's cache.
 _TOGETHER = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A file that is part of a disk: ``at`` in bytes from its start, a multiple of `BLOCK`."""
+    """A file that is part of a disk: ``at`` in bytes from its start, a multiple of `BLOCK`.
+
+    One that is ``over`` the others takes their place where it has data, be it zeroes, and shows them where it has
+    holes. It is a file in memory that keeps its holes (`keeps_holes`): disks may round those away.
+    """
 
     path: Path
     at: int
+    over: bool = False
+
+
+#: Where a part of a block comes from: a descriptor, the place there, the place in the block, how many bytes.
+_Part = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A block of a disk: its number there, and the bytes (``start`` to ``end`` of ``view``), perhaps less than all."""
+    """A block of a disk that is not empty: its number there, and the parts that it consists of, in this order.
+
+    ``size`` is less than `BLOCK` for the last one of a disk that ends within.
+    """
 
     number: int
-    view: mmap.mmap
-    start: int
-    end: int
+    parts: tuple[_Part, ...]
+    size: int
+
+    def read(self) -> bytearray:
+        """Its bytes."""
+        found = bytearray(self.size)
+        with memoryview(found) as whole:
+            self.read_into(whole)
+        return found
+
+    def read_into(self, to: memoryview) -> None:
+        """Lay its bytes into ``to``, which is as long as it or longer."""
+        if self.parts[0][2:] != (0, self.size):
+            to[: self.size] = _ZEROES[: self.size]
+        for file, at, start, length in self.parts:
+            with to[start : start + length] as part:
+                _read(file, part, at)
 
 
 @contextmanager
 def opened(pieces: Sequence[Piece]) -> Iterator[tuple[int, list[Block]]]:
     """The size in bytes of the disk that ``pieces`` make up, and its blocks that are not empty, in their order.
 
-    The first piece is the whole disk, as long as it; the others lie in it, and in their places it is empty. Raises
-    BuildError for a disk whose size is no multiple of 512, or a piece that begins within a block.
+    The first piece is the whole disk, as long as it; the others lie in it, and in their places it is empty, or they
+    are ``over`` it. Raises BuildError for a disk whose size is no multiple of 512, or a piece that begins within a
+    block.
     """
     with ExitStack() as stack:
-        taken: dict[int, Block] = {}
         size = pieces[0].path.stat().st_size
         if size % 512 or any(piece.at % BLOCK for piece in pieces):
             raise BuildError(
                 f"a disk of {size} bytes, pieces at {[piece.at for piece in pieces]}: not aligned"
             )
+        taken: dict[int, list[_Part]] = {}
+        covered: set[int] = set()
         for piece in pieces:
-            file = stack.enter_context(piece.path.open("rb"))
-            view = stack.enter_context(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
-            for place in _data(file.fileno(), view):
-                number = (piece.at + place) // BLOCK
-                taken[number] = Block(number, view, place, min(place + BLOCK, len(view)))
-        yield size, [taken[number] for number in sorted(taken)]
+            file = stack.enter_context(piece.path.open("rb")).fileno()
+            if piece.over:
+                covered |= _lay_over(file, taken)
+                continue
+            for place, length in _data(file):
+                taken[(piece.at + place) // BLOCK] = [(file, place, 0, length)]
+        blocks = []
+        for number in sorted(taken):
+            block = Block(number, tuple(taken[number]), min(BLOCK, size - number * BLOCK))
+            if number not in covered or not _is_empty(block.read()):
+                blocks.append(block)
+        yield size, blocks
 
 
-def _data(file: int, view: mmap.mmap) -> Iterator[int]:
-    """Where the blocks of a file begin that hold more than zeroes."""
-    after = 0
-    for start, end in extents(file, len(view)):
+def _lay_over(file: int, taken: dict[int, list[_Part]]) -> set[int]:
+    """Add what a file that is over the others has to the blocks that they have; which blocks it is part of."""
+    covered = set()
+    for start, end in extents(file, os.fstat(file).st_size):
+        at = start
+        while at < end:
+            until = min(end, at - at % BLOCK + BLOCK)
+            part = (file, at, at % BLOCK, until - at)
+            if until - at == BLOCK:
+                taken[at // BLOCK] = [part]
+            else:
+                taken.setdefault(at // BLOCK, []).append(part)
+            covered.add(at // BLOCK)
+            at = until
+    return covered
+
+
+def _data(file: int) -> Iterator[tuple[int, int]]:
+    """Where the blocks of a file begin that hold more than zeroes, and how long they are."""
+    after, size = 0, os.fstat(file).st_size
+    for start, end in extents(file, size):
         for place in range(max(after, start - start % BLOCK), end, BLOCK):
             after = place + BLOCK
-            if view[place : place + 16] != _ZEROES[:16] or not _is_empty(view[place:after]):
-                yield place
+            if os.pread(file, 16, place) != _ZEROES[:16] or not _is_empty(os.pread(file, BLOCK, place)):
+                yield place, min(BLOCK, size - place)
 
 
-def _is_empty(data: bytes) -> bool:
+def _is_empty(data: bytes | bytearray) -> bool:
     return data == _ZEROES[: len(data)]
 
 
+def _read(file: int, to: memoryview, at: int) -> None:
+    """Fill ``to`` from that place; what a file ends before is zeroes. Raises OSError as preadv(2) does."""
+    done = 0
+    while done < len(to):
+        with to[done:] as rest:
+            if not (count := os.preadv(file, [rest], at + done)):
+                rest[:] = bytes(len(rest))
+                return
+        done += count
+
+
 def runs(blocks: Sequence[Block]) -> Iterator[tuple[int, memoryview]]:
-    """Blocks that follow each other on the disk and in a file, together: the first's number, and their bytes."""
+    """Blocks that follow each other on the disk, together: the first's number, and their bytes, until the next."""
+    with memoryview(bytearray(_TOGETHER * BLOCK)) as buffer:
+        at = 0
+        while at < len(blocks):
+            first, length = at, 0
+            while (
+                at < len(blocks)
+                and at - first < _TOGETHER
+                and blocks[at].number - blocks[first].number == at - first
+            ):
+                length += blocks[at].size
+                at += 1
+            _fill(blocks[first:at], buffer)
+            with buffer[:length] as part:
+                yield blocks[first].number, part
+
+
+def _fill(blocks: Sequence[Block], buffer: memoryview) -> None:
+    """Read ``blocks`` behind each other: those that follow each other in a file at once."""
     at = 0
     while at < len(blocks):
-        first = last = blocks[at]
+        first, (file, place, start, length) = at, blocks[at].parts[0]
         at += 1
-        while at < len(blocks) and at % _TOGETHER:
-            one = blocks[at]
-            if (one.number, one.view, one.start) != (last.number + 1, first.view, last.end):
-                break
-            last = one
+        if len(blocks[first].parts) > 1 or (start, length) != (0, blocks[first].size):
+            with buffer[first * BLOCK :] as to:
+                blocks[first].read_into(to)
+            continue
+        while at < len(blocks) and blocks[at].parts == ((file, place + length, 0, blocks[at].size),):
+            length += blocks[at].size
             at += 1
-        with memoryview(first.view) as whole, whole[first.start : last.end] as part:
-            yield first.number, part
+        with buffer[first * BLOCK : first * BLOCK + length] as to:
+            _read(file, to, place)
+
+
+def keeps_holes(file: int) -> bool:
+    """Whether a file in memory, which is empty, tells holes from data page by page.
+
+    It does unless the kernel gives it huge pages (/sys/kernel/mm/transparent_hugepage/shmem_enabled).
+    """
+    size = 64 << 20
+    try:
+        os.truncate(file, size)
+        os.pwrite(file, b"x", size // 2 + PAGE)
+        return extents(file, size) == [(size // 2 + PAGE, size // 2 + 2 * PAGE)]
+    finally:
+        os.truncate(file, 0)
+
+
+def pages(file: int) -> Iterator[tuple[int, bytes]]:
+    """The pages of a file that hold more than zeroes: the place of some that follow each other, and their bytes."""
+    for start, end in extents(file, os.fstat(file).st_size):
+        at = start - start % PAGE
+        while at < end:
+            data = os.pread(file, min(_TOGETHER * BLOCK, end - at), at)
+            first = 0
+            for place in range(0, len(data) + PAGE, PAGE):
+                if place >= len(data) or _is_empty(data[place : place + PAGE]):
+                    if first < min(place, len(data)):
+                        yield at + first, data[first:place]
+                    first = place + PAGE
+            at += len(data)
 
 
 def write(pieces: Sequence[Piece], files: Mapping[Path, bytes]) -> dict[Path, str]:

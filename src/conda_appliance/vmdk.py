@@ -128,8 +128,4 @@ def _packed(blocks: Sequence[Block]) -> Iterator[tuple[int, bytes]]:
 
 
 def _pack(block: Block) -> bytes:
-    with memoryview(block.view)[block.start : block.end] as part:
-        data: bytes | memoryview = part
-        if len(part) < _GRAIN:
-            data = bytes(part).ljust(_GRAIN, b"\0")
-        return zlib.compress(data, LEVEL)
+    return zlib.compress(block.read().ljust(_GRAIN, b"\0"), LEVEL)

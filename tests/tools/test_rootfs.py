@@ -12,8 +12,10 @@ import re
 import signal
 import stat
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,8 @@ import pytest
 import yaml
 from debian_made import Debian
 
-from conda_appliance import conda, log, process, resources, trees
-from conda_appliance.builders import DiskImage, Job, rootfs, rootfs_box
+from conda_appliance import conda, log, process, resources, sparse, trees
+from conda_appliance.builders import DiskImage, Job, rootfs, rootfs_box, rootfs_plain
 from conda_appliance.contract import Contract
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.disk import ROOT_START, SECTOR
@@ -145,8 +147,10 @@ class Built:
             },
         )
 
+        self.raw = whole(self.disk, project.folder / "whole.raw")
+
     def debugfs(self, request: str) -> str:
-        place = f"{self.disk.path}?offset={ROOT_START * SECTOR}"
+        place = f"{self.raw}?offset={ROOT_START * SECTOR}"
         return process.run(["debugfs", "-R", request, place]).stdout
 
     def read(self, path: str) -> str:
@@ -225,7 +229,7 @@ def test_the_disk_holds_it_all(built: Built) -> None:
     assert built.read("/opt/conda/etc/prefixed.conf") == "home = /opt/conda/share\nmore\n"
     assert built.read("/etc/debian_version") == built.fetched.read_text()
     assert {"written", "seen", "passwd"} <= built.names("/etc")
-    process.run(["e2fsck", "-fn", f"{built.disk.path}?offset={ROOT_START * SECTOR}"])
+    process.run(["e2fsck", "-fn", f"{built.raw}?offset={ROOT_START * SECTOR}"])
 
 
 def test_the_disk_says_which_build_it_is(built: Built) -> None:
@@ -277,6 +281,63 @@ def test_the_same_playbook_is_not_run_twice_and_another_one_is(project: Project)
     assert other.inputs["provisioned"] != first.inputs["provisioned"]
 
 
+def test_it_is_the_same_disk_where_there_is_no_memory_for_it(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = copy("/etc/written", "one\n")
+    monkeypatch.setattr(rootfs_plain, "LARGE", 1)
+    first = project.build(task)
+    assert [piece.over for piece in first.pieces] == [False, True]
+    wanted = digest_of(first)
+    first.release()
+    for name in ("memory_file", "keeps_holes"):
+        owner = resources if name == "memory_file" else sparse
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, lambda _about: None)
+            made = project.build(task)
+            assert [piece.over for piece in made.pieces] == [False], "a file of its own"
+            assert made.path.is_relative_to(project.folder)
+            assert digest_of(made) == wanted
+            made.release()
+
+
+def test_what_large_packages_bring_is_written_before_the_rest_and_once(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rootfs_plain, "LARGE", 1)
+    first = whole(project.build(copy("/etc/written", "one\n")), project.folder / "first.raw")
+    (filled,) = (project.store.root / "filled").iterdir()
+    place = f"?offset={ROOT_START * SECTOR}"
+
+    def names(raw: Path, folder: str) -> str:
+        return process.run(["debugfs", "-R", f"ls -p {folder}", f"{raw}{place}"]).stdout
+
+    large = filled / "tree/disk.raw"
+    assert "prefixed.conf" in names(large, "/opt/conda/etc")
+    assert "prefixed" not in names(large, "/opt/conda/conda-meta"), (
+        "its record changes with what is asked for"
+    )
+    assert "appliance.json" not in names(large, "/etc/conda-appliance"), (
+        "what names the build is no package's"
+    )
+    assert "prefixed.conf" in names(first, "/opt/conda/etc")
+    assert "appliance.json" in names(first, "/etc/conda-appliance")
+    process.run(["e2fsck", "-fn", f"{first}{place}"])
+    before = filled.stat().st_mtime_ns
+    project.job = replace(project.job, identity="c0ffee2")
+    other = project.build(copy("/etc/written", "one\n"))
+    assert (
+        '"build": "c0ffee2"'
+        in process.run(
+            [
+                *("debugfs", "-R", "cat /etc/conda-appliance/appliance.json"),
+                f"{whole(other, project.folder / 'other.raw')}{place}",
+            ]
+        ).stdout
+    )
+    assert [one.stat().st_mtime_ns for one in (project.store.root / "filled").iterdir()] == [before]
+
+
 # --- a Vagrant box ----------------------------------------------------------------------------------
 
 
@@ -291,7 +352,8 @@ def test_a_box_has_vagrants_user_and_the_machine_itself_has_not(project: Project
             return machine.boxed.make(step)
 
     def look(disk: DiskImage, request: str) -> str:
-        return process.run(["debugfs", "-R", request, f"{disk.path}?offset={ROOT_START * SECTOR}"]).stdout
+        raw = whole(disk, project.folder / "looked-at.raw")
+        return process.run(["debugfs", "-R", request, f"{raw}?offset={ROOT_START * SECTOR}"]).stdout
 
     first = box()
     assert "vagrant:x:1000:1000:Vagrant:/home/vagrant:/bin/bash" in look(first, "cat /etc/passwd").split("\n")
@@ -416,6 +478,12 @@ def test_a_killed_build_leaves_no_mount_and_no_process_and_the_next_run_clears_i
     assert len(list(layers.iterdir())) == 1
 
 
+def whole(made: DiskImage, to: Path) -> Path:
+    """The disk as one file."""
+    sparse.write(made.pieces, {to: b""})
+    return to
+
+
 def digest_of(made: DiskImage) -> str:
-    with made.path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with tempfile.TemporaryDirectory() as folder:
+        return resources.sha256_of(whole(made, Path(folder) / "disk.raw"))

@@ -148,3 +148,23 @@ def test_what_a_held_tree_deleted_stays_deleted(tmp_path: Path, monkeypatch: pyt
     assert paths([above, middle, below], 0, 2) == ["opt/conda/stays"]
     with pytest.raises(CannotAdd, match="opt/conda/gone"):
         additions([above, middle], frozenset({1}))
+
+
+def test_chosen_files_come_first_with_their_folders(tmp_path: Path) -> None:
+    above = tree(tmp_path / "above", opt__conda__bin__python="", opt__conda__LICENSE="", opt__more__file="")
+    found = additions([above, tree(tmp_path / "below", etc__passwd="")], frozenset([1]))
+    first, rest = overlay.parted(found, lambda one: one.path == "opt/conda/bin/python")
+    assert [one.path for one in first.paths] == ["opt", "opt/conda", "opt/conda/bin", "opt/conda/bin/python"]
+    assert [one.path for one in rest.paths] == ["opt/more", "opt/conda/LICENSE", "opt/more/file"]
+
+
+@pytest.mark.parametrize(("chosen", "first"), [(("a", "b"), ["a", "b"]), (("a",), []), (("b",), [])])
+def test_a_file_of_two_names_comes_first_if_both_are_chosen(
+    tmp_path: Path, chosen: tuple[str, ...], first: list[str]
+) -> None:
+    above = tree(tmp_path / "above", a="text", c="")
+    (above / "b").hardlink_to(above / "a")
+    found = additions([above, tree(tmp_path / "below", etc__passwd="")], frozenset([1]))
+    one, other = overlay.parted(found, lambda one: one.path in chosen)
+    assert [added.path for added in one.paths] == first
+    assert [added.path for added in other.paths] == [path for path in "abc" if path not in first]

@@ -4,13 +4,15 @@ import hashlib
 import os
 import struct
 import zlib
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from conda_appliance import qcow2, resources, sparse, vmdk
 from conda_appliance.errors import BuildError
-from conda_appliance.sparse import BLOCK, Piece
+from conda_appliance.sparse import BLOCK, PAGE, Piece
 
 SIZE = 64 * BLOCK
 
@@ -76,6 +78,65 @@ def test_a_raw_disk_is_written_again_with_its_holes_and_its_digest(disk: Path, t
     assert other.read_bytes() == bytes(wanted)
     assert digests == {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in (to, other)}
     assert to.stat().st_blocks * 512 <= 8 * BLOCK
+
+
+@pytest.fixture
+def memory(disk: Path) -> Iterator[int]:
+    """A file in memory, as long as the disk."""
+    file = os.memfd_create("over")
+    assert sparse.keeps_holes(file), "a page is a page where tests run"
+    os.truncate(file, SIZE)
+    yield file
+    os.close(file)
+
+
+def over(memory: int) -> Piece:
+    return Piece(path=Path(f"/proc/self/fd/{memory}"), at=0, over=True)
+
+
+def test_what_lies_over_a_disk_hides_it_page_by_page(disk: Path, tmp_path: Path, memory: int) -> None:
+    wanted = bytearray(disk.read_bytes())
+    # Within a block, from one into the next, a whole one, where nothing was; zeroes hide as well.
+    for at, data in (
+        (3 * BLOCK + 2 * PAGE, b"a" * PAGE),
+        (4 * BLOCK - PAGE, bytes(2 * PAGE)),
+        (5 * BLOCK, b"b" * BLOCK),
+        (20 * BLOCK + 3 * PAGE, b"c" * PAGE),
+    ):
+        os.pwrite(memory, data, at)
+        wanted[at : at + len(data)] = data
+    again = tmp_path / "again"
+    digests = sparse.write([Piece(path=disk, at=0), over(memory)], {again: b""})
+    assert again.read_bytes() == bytes(wanted)
+    assert digests[again] == resources.sha256_of(again)
+    assert numbers(Piece(path=disk, at=0), over(memory)) == [3, 4, 5, 20, 40]
+
+
+def test_a_block_that_is_hidden_by_zeroes_is_a_hole(disk: Path, memory: int) -> None:
+    os.pwrite(memory, bytes(BLOCK), 4 * BLOCK)
+    os.pwrite(memory, bytes(PAGE), 41 * BLOCK - PAGE)
+    assert numbers(Piece(path=disk, at=0), over(memory)) == [3, 5]
+
+
+def test_a_vmdk_and_a_qcow2_hold_what_lies_over_a_disk(disk: Path, tmp_path: Path, memory: int) -> None:
+    os.pwrite(memory, b"d" * PAGE, 4 * BLOCK + PAGE)
+    pieces, whole = [Piece(path=disk, at=0), over(memory)], tmp_path / "whole.raw"
+    sparse.write(pieces, {whole: b""})
+    for number, write in enumerate((qcow2.write, partial(vmdk.write, cid=1))):
+        one, other = tmp_path / f"{number}/disk", tmp_path / f"{number}/same/disk"
+        other.parent.mkdir(parents=True)
+        assert write(pieces, one) == write([Piece(path=whole, at=0)], other)
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_pages_of_zeroes_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(PAGE) + b"a" * 2 * PAGE + bytes(3 * PAGE) + b"b" * 300 * PAGE + bytes(PAGE) + b"c")
+    with path.open("rb") as file:
+        found = list(sparse.pages(file.fileno()))
+    assert found[0] == (PAGE, b"a" * 2 * PAGE)
+    assert b"".join(data for _, data in found[1:]) == b"b" * 300 * PAGE + b"c"
+    assert found[-1] == (307 * PAGE, b"c")
 
 
 def test_long_runs_are_written_whole(tmp_path: Path) -> None:

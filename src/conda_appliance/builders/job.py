@@ -86,7 +86,8 @@ class DiskImage:
     """A disk that a builder left: ``format`` as qemu-img says it. It may have another disk as its backing file.
 
     ``key`` names its content where the builder gives the same bytes each time. ``inputs`` are the SHA-256 of what it
-    was made from. ``inserts`` are yet to be written into it, and ``around`` is the digest of what is there already.
+    was made from. ``inserts`` are yet to be written into it, and where one that is compressed begins with what is there
+    already, ``around`` is the digest of that.
     One in memory (``memory`` is its descriptor) or in a folder of its own (``scratch``) goes with `release`; any other
     is a layer of the cache. ``boxed`` is the disk of a Vagrant box, where the builder can make one.
     """
@@ -100,6 +101,11 @@ class DiskImage:
     scratch: Path | None = None
     memory: int | None = None
     boxed: Boxed | None = None
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """What makes up a raw disk (`sparse.opened`)."""
+        return (Piece(path=self.path, at=0), *self.inserts)
 
     def release(self) -> None:
         """Let go of the disk: it is exported."""

@@ -33,7 +33,8 @@ from conda_appliance import (
 from conda_appliance.builders import rootfs_box
 from conda_appliance.builders.job import Boxed, DiskImage, Job
 from conda_appliance.builders.packer_output import Progress, Said
-from conda_appliance.builders.rootfs_disk import FACTS, LOCK, Parts, plain, split, told
+from conda_appliance.builders.rootfs_disk import FACTS, LOCK, Parts, split, told
+from conda_appliance.builders.rootfs_plain import plain
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import BuildError, CommandFailed
 from conda_appliance.layers import Layer

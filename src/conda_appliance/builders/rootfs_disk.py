@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from conda_appliance import (
     overlay,
     packed,
     process,
-    resources,
     trees,
 )
 from conda_appliance import render as rendering
@@ -172,80 +170,6 @@ class Parts:
             ),
             quiet=True,
         ).path
-
-
-def plain(parts: Parts, step: log.Step) -> DiskImage:
-    """Everything in one root file system.
-
-    What environments and builds have in common is written once: the environments and what names the build are added
-    to a copy. The disk itself is not kept: it is sooner made than read from a cache. It is written to memory where
-    there is room, which takes half the time that a file takes.
-    """
-    job = parts.job
-    decided: layers.Parts = {**parts.decided(), **parts.described()}
-    memory = resources.memory_file(2 * parts.size())
-    scratch = (
-        None if memory is not None else parts.tree.folder.parent / ("disk-above" if parts.above else "disk")
-    )
-    if scratch is None:
-        to = Path(f"/proc/{os.getpid()}/fd/{memory}")
-    else:
-        scratch.mkdir()
-        to = scratch / "disk.raw"
-    made = DiskImage(
-        path=to,
-        format="raw",
-        key=layers.key_of("disk", decided),
-        inputs=parts.inputs(),
-        scratch=scratch,
-        memory=memory,
-    )
-    try:
-        with resources.work_folder(
-            job.store.root / "work", f"{job.image.name}-{job.identity}", wait=step.update
-        ) as work:
-            _write_plain(parts, to, work, step)
-    except BaseException:
-        made.release()
-        raise
-    step.note("in memory" if scratch is None else "in a file")
-    return made
-
-
-def _write_plain(parts: Parts, to: Path, work: Path, step: log.Step) -> None:
-    """Write the whole disk ``to``: all at once where something in it cannot be added to what is there."""
-    disk.require_room(parts.job.image.disk.size, parts.size() + disk.ROOT_START * disk.SECTOR)
-    stack = parts.stack(parts.write_stamp(work / "stamp"), work)
-    common = [*parts.changed(), parts.system.path]
-    held = frozenset(number for number, path in enumerate(stack) if path in common)
-    begin = partial(
-        disk.begin,
-        size=parts.job.image.disk.size,
-        identity=parts.identity,
-        epoch=parts.job.epoch,
-        platform=parts.job.image.platform,
-    )
-    try:
-        found = overlay.additions(stack, held)
-        base = parts.job.store.get(
-            "disk",
-            {
-                **{name: digest for name, digest in parts.inputs().items() if name != "environment"},
-                **parts.described(),
-            },
-            lambda made, scratch: begin(made, common, work=scratch),
-            name="disk.raw",
-            subject=parts.job.image.name,
-            progress=step.update,
-            read=False,
-        )
-        step.update("adding the environments")
-        layers.copy(base.path, to)
-        disk.add(to, stack, found, epoch=parts.job.epoch, work=work)
-    except overlay.CannotAdd as error:
-        step.update(f"writing the file system all at once, for {error}")
-        begin(to, stack, work=work)
-    disk.finish(to, stack, epoch=parts.job.epoch, boot=parts.loaders())
 
 
 def split(parts: Parts, step: log.Step) -> DiskImage:
