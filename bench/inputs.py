@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from conda_appliance import conda, definition, lock, package, resolve, resources, sources
+from conda_appliance import conda, definition, lock, package, platforms, resolve, resources, sources
 
 HERE = Path(__file__).resolve().parent
 #: The time of every file in the environment: 2020-01-01.
@@ -148,6 +148,7 @@ class Workspace:
                     "into": str(into),
                     "prefix": "/opt/conda",
                     "cache": str(unpacked),
+                    "platform": platforms.DEFAULT,
                 }
             )
         )
