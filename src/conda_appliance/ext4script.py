@@ -28,6 +28,7 @@ def text(trees: Sequence[Path], found: Additions, *, epoch: int, work: Path) -> 
     for number, tree in enumerate(trees):
         (work / str(number)).symlink_to(tree.resolve())
     lines = [f"lcd {_quoted(os.fspath(work.absolute()))}"]
+    lines += [f"{'rmdir' if one.folder else 'rm'} {_quoted(f'/{one.path}')}" for one in found.removed]
     at = ""
     for one in found.paths:
         folder, _, name = one.path.rpartition("/")
@@ -40,8 +41,6 @@ def text(trees: Sequence[Path], found: Additions, *, epoch: int, work: Path) -> 
 
 def _commands(one: Added, name: str, tree: Path, found: Additions, epoch: int) -> Iterator[str]:
     about, place = one.about, _quoted(f"/{one.path}")
-    if one.there is not None and not stat.S_ISDIR(one.there.st_mode):
-        yield f"rm {place}"
     if one.twin:
         yield f"ln {_quoted(f'/{one.twin}')} {_quoted(name)}"
         return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,9 +20,8 @@ _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
 class Added:
     """A path that the file system gets.
 
-    ``tree`` is the number of the tree that it comes from, ``about`` its lstat there. ``there`` is the lstat of what has
-    its name in the file system already: a folder that is kept, or else something that makes room. ``twin`` is the
-    path that was added before with the same inode.
+    ``tree`` is the number of the tree that it comes from, ``about`` its lstat there. ``there`` is the lstat of a folder
+    that the file system has by this name, and keeps. ``twin`` is the path that was added before with the same inode.
     """
 
     path: str
@@ -32,22 +31,35 @@ class Added:
     twin: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """A path that the file system has and that goes: a file, or an empty folder."""
+
+    path: str
+    folder: bool
+
+
 @dataclass(frozen=True, kw_only=True)
 class Additions:
-    """What is added, folders before what they hold, and how many names each inode (tree, number) got."""
+    """What is removed first, what folders hold before them; then what is added, folders before what they hold.
 
+    ``names`` is how many names each inode (tree, number) of what is added gets.
+    """
+
+    removed: Sequence[Removed] = ()
     paths: Sequence[Added]
     names: Mapping[tuple[int, int], int]
 
 
 class CannotAdd(Exception):
-    """The trees cannot be added one by one: something in them hides or replaces a folder, or has more than a mode."""
+    """The trees cannot be added one by one: something in them is no file, folder or link, or has more than a mode."""
 
 
 @dataclass(kw_only=True)
 class _Merge:
     trees: Sequence[str]
     held: frozenset[int]
+    removed: list[Removed] = field(default_factory=list)
     found: list[Added] = field(default_factory=list)
     twins: dict[tuple[int, int], str] = field(default_factory=dict)
     names: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -81,7 +93,8 @@ class _Merge:
         merged = self._merged(path, seen)
         if number not in self.held:
             if there is not None and not stat.S_ISDIR(there.st_mode):
-                raise CannotAdd(path)
+                self.removed.append(Removed(path, folder=False))
+                there = None
             self.found.append(Added(path=path, tree=number, about=about, there=there))
         return merged
 
@@ -93,17 +106,18 @@ class _Merge:
             if is_folder:
                 found.append(number)
             if not is_folder or _is_opaque(f"{self.trees[number]}/{path}"):
-                if number not in self.held and any(one in self.held for one, _ in seen[place + 1 :]):
-                    raise CannotAdd(path)  # the file system has what is hidden now
+                for one, there in seen[place + 1 :] if number not in self.held else ():
+                    if one in self.held and stat.S_ISDIR(there.st_mode):
+                        self._empty(path)  # the file system has what is hidden now
                 break
         return found
 
     def _add(self, path: str, number: int, about: os.stat_result, there: os.stat_result | None) -> None:
-        if there is not None and stat.S_ISDIR(there.st_mode):
-            raise CannotAdd(path)
+        if there is not None:
+            if stat.S_ISDIR(there.st_mode):
+                self._empty(path)
+            self.removed.append(Removed(path, folder=stat.S_ISDIR(there.st_mode)))
         if _is_hidden(about):
-            if there is not None:
-                raise CannotAdd(path)
             return
         if not (stat.S_ISREG(about.st_mode) or stat.S_ISLNK(about.st_mode)):
             raise CannotAdd(path)
@@ -112,47 +126,69 @@ class _Merge:
         if stat.S_ISREG(about.st_mode):
             twin = self.twins.setdefault(inode, path)
             self.names[inode] = self.names.get(inode, 0) + 1
-        self.found.append(
-            Added(path=path, tree=number, about=about, there=there, twin=twin if twin != path else "")
-        )
+        self.found.append(Added(path=path, tree=number, about=about, twin=twin if twin != path else ""))
+
+    def _empty(self, path: str) -> None:
+        """Remove what the file system has in a folder: what the only tree that it holds has there."""
+        if len(self.held) > 1:
+            raise CannotAdd(path)
+        (number,) = self.held
+        with os.scandir(f"{self.trees[number]}/{path}") as inside:
+            for name, is_folder in sorted(
+                (entry.name, entry.is_dir(follow_symlinks=False)) for entry in inside
+            ):
+                if is_folder:
+                    self._empty(f"{path}/{name}")
+                self.removed.append(Removed(f"{path}/{name}", folder=is_folder))
 
 
 def additions(trees: Sequence[Path], held: frozenset[int]) -> Additions:
     """What the file system that holds the trees whose numbers are ``held`` needs to hold all of ``trees``.
 
-    They are the uppermost first. Raises CannotAdd where that is no addition: a folder replaced by something else,
-    something of the file system hidden, a device or a pipe, extended attributes.
+    They are the uppermost first. Raises CannotAdd for a device or a pipe, for extended attributes, and where a folder
+    is hidden and the file system holds several trees.
     """
     merge = _Merge(trees=[os.fspath(tree) for tree in trees], held=held)
     merge.folder("", range(len(trees)))
     for one in merge.found:
         if any(name not in _OPAQUE for name in _attributes(f"{merge.trees[one.tree]}/{one.path}")):
             raise CannotAdd(one.path)
-    return Additions(paths=merge.found, names=merge.names)
+    return Additions(removed=merge.removed, paths=merge.found, names=merge.names)
 
 
 def parted(found: Additions, first: Callable[[Added], bool]) -> tuple[Additions, Additions]:
     """``found`` in two, one to be added after the other: the files that ``first`` takes, with folders, and the rest.
 
-    A file of several names is taken if all of them are.
+    A file of several names is taken if all of them are. What goes, goes with the rest: a file that takes the place of
+    something is not taken, nor is one in a folder that does.
     """
-    files = [one for one in found.paths if not stat.S_ISDIR(one.about.st_mode)]
-    chosen = [one for one in files if first(one)]
+    blocked = {one.path for one in found.removed}
+    chosen = [
+        one
+        for one in found.paths
+        if not stat.S_ISDIR(one.about.st_mode) and first(one) and blocked.isdisjoint(_with_parents(one.path))
+    ]
     inodes = Counter((one.tree, one.about.st_ino) for one in chosen)
     taken = {
-        one.path
+        path
         for one in chosen
         if inodes[one.tree, one.about.st_ino] >= found.names.get((one.tree, one.about.st_ino), 1)
+        for path in _with_parents(one.path)
     }
-    for folder in {path.rpartition("/")[0] for path in taken}:
-        at = folder
-        while at and at not in taken:
-            taken.add(at)
-            at = at.rpartition("/")[0]
     return (
         Additions(paths=[one for one in found.paths if one.path in taken], names=found.names),
-        Additions(paths=[one for one in found.paths if one.path not in taken], names=found.names),
+        Additions(
+            removed=found.removed,
+            paths=[one for one in found.paths if one.path not in taken],
+            names=found.names,
+        ),
     )
+
+
+def _with_parents(path: str) -> Iterator[str]:
+    while path:
+        yield path
+        path = path.rpartition("/")[0]
 
 
 def _is_hidden(about: os.stat_result) -> bool:

@@ -262,6 +262,44 @@ def test_what_is_added_replaces_what_is_there(trees: list[Path], environment: Pa
     process.run(["e2fsck", "-fn", made.file_system])
 
 
+def test_what_upper_trees_deleted_or_replaced_goes_from_what_is_there(
+    trees: list[Path], tmp_path: Path
+) -> None:
+    """Files, folders with all that is in them, second names; as overlayfs shows it, and the file system is sound."""
+    top, middle, lower = tmp_path / "top", tmp_path / "middle", tmp_path / "lower"
+    process.run(["cp", "-a", trees[1], lower])
+    for path in ("var/cache/a/b", "srv/old/c", "srv/old/d/e"):
+        (lower / path).parent.mkdir(parents=True, exist_ok=True)
+        (lower / path).write_text(path)
+    (top / "etc").mkdir(parents=True)
+    for path in ("etc/lower", "etc/one", "var"):
+        os.mknod(top / path, 0o600 | 0o020000, os.makedev(0, 0))
+    (top / "srv/old").mkdir(parents=True)
+    (top / "srv/old/new").write_text("new")
+    os.setxattr(top / "srv/old", "trusted.overlay.opaque", b"y")
+    (middle / "etc/shared").mkdir(parents=True)
+    (middle / "etc/shared/inside").write_text("a folder now")
+    stack = [top, middle, lower]
+    for tree in stack:
+        tree.chmod(0o755)
+        for path in [tree, *tree.rglob("*")]:
+            os.utime(path, (EPOCH, EPOCH), follow_symlinks=False)
+    once, twice = write(tmp_path / "once.raw", stack), added(tmp_path / "twice.raw", stack, {2})
+    process.run(["e2fsck", "-fn", twice.file_system])
+    found = []
+    for made, name in ((once, "once"), (twice, "twice")):
+        folder = tmp_path / name
+        folder.mkdir()
+        made.debugfs(f"rdump / {folder}")
+        found.append(listing(folder, times=False))
+    assert found[0] == found[1]
+    assert {"etc/other", "etc/shared/inside", "srv/old/new"} <= found[1].keys()
+    assert {"etc/one", "etc/lower", "var", "srv/old/d", "srv/old/c"}.isdisjoint(found[1])
+    assert "Links: 1" in twice.debugfs("stat /etc/other")
+    assert once.header("Free blocks") == twice.header("Free blocks")
+    assert once.header("Free inodes") == twice.header("Free inodes")
+
+
 def test_what_is_added_gives_the_same_bytes(trees: list[Path], environment: Path, tmp_path: Path) -> None:
     stack = [environment, *trees]
     first = resources.sha256_of(added(tmp_path / "one.raw", stack, {1, 2}).raw)

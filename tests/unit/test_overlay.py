@@ -67,9 +67,9 @@ def test_a_file_that_takes_the_place_of_another_is_written_after_that_is_gone(tm
     above = tree(tmp_path / "above", etc__motd="new")
     below = tree(tmp_path / "below", etc__motd="old")
     assert commands([above, below], 1, work=tmp_path / "work") == [
+        'rm "/etc/motd"',
         'cd "/"',
         'cd "/etc"',
-        'rm "/etc/motd"',
         'write "0/etc/motd" "motd"',
     ]
 
@@ -117,14 +117,44 @@ def test_a_name_that_no_line_can_hold_cannot_be_added(tmp_path: Path) -> None:
         commands([above, below], 1, work=tmp_path / "work")
 
 
-def test_what_replaces_a_folder_or_is_replaced_by_one_cannot_be_added(tmp_path: Path) -> None:
-    folder, file = tree(tmp_path / "folder", opt__x__y=""), tree(tmp_path / "file", opt__x="")
-    for trees in ([folder, file], [file, folder]):
-        with pytest.raises(CannotAdd, match="opt/x"):
-            additions(trees, frozenset({1}))
+def test_what_replaces_a_folder_or_is_replaced_by_one_comes_after_that_is_gone(tmp_path: Path) -> None:
+    folder, file = (
+        tree(tmp_path / "folder", opt__x__a__b="", opt__x__c=""),
+        tree(tmp_path / "file", opt__x=""),
+    )
+    assert commands([file, folder], 1, work=tmp_path / "one") == [
+        'rm "/opt/x/a/b"',
+        'rmdir "/opt/x/a"',
+        'rm "/opt/x/c"',
+        'rmdir "/opt/x"',
+        'cd "/"',
+        'cd "/opt"',
+        'write "0/opt/x" "x"',
+    ]
+    assert commands([folder, file], 1, work=tmp_path / "two")[:5] == [
+        'rm "/opt/x"',
+        'cd "/"',
+        'cd "/opt"',
+        'mkdir "x"',
+        'cd "/opt/x"',
+    ]
+
+
+def test_a_folder_that_hides_another_keeps_its_name_and_not_what_was_in_it(tmp_path: Path) -> None:
+    above, file = tree(tmp_path / "above", opt__x__new=""), tree(tmp_path / "file", opt__x="")
+    below = tree(tmp_path / "below", opt__x__old__more="")
+    assert commands([above, file, below], 2, work=tmp_path / "work") == [
+        'rm "/opt/x/old/more"',
+        'rmdir "/opt/x/old"',
+        'cd "/"',
+        'cd "/opt"',
+        'cd "/opt/x"',
+        'write "0/opt/x/new" "new"',
+    ]
 
 
 def test_a_file_between_two_held_folders_hides_the_lower_one_and_cannot_be_added(tmp_path: Path) -> None:
+    """The file system holds both of them already, one in the other."""
     above, file = tree(tmp_path / "above", opt__x__a=""), tree(tmp_path / "file", opt__x="")
     below = tree(tmp_path / "below", opt__x__b="")
     with pytest.raises(CannotAdd, match="opt/x"):
@@ -146,8 +176,9 @@ def test_what_a_held_tree_deleted_stays_deleted(tmp_path: Path, monkeypatch: pyt
     middle = tree(tmp_path / "middle", opt__conda__gone="", opt__conda__stays="")
     below = tree(tmp_path / "below", etc__passwd="")
     assert paths([above, middle, below], 0, 2) == ["opt/conda/stays"]
-    with pytest.raises(CannotAdd, match="opt/conda/gone"):
-        additions([above, middle], frozenset({1}))
+    found = additions([above, middle], frozenset({1}))
+    assert [(one.path, one.folder) for one in found.removed] == [("opt/conda/gone", False)]
+    assert "opt/conda/gone" not in [one.path for one in found.paths]
 
 
 def test_chosen_files_come_first_with_their_folders(tmp_path: Path) -> None:
@@ -156,6 +187,16 @@ def test_chosen_files_come_first_with_their_folders(tmp_path: Path) -> None:
     first, rest = overlay.parted(found, lambda one: one.path == "opt/conda/bin/python")
     assert [one.path for one in first.paths] == ["opt", "opt/conda", "opt/conda/bin", "opt/conda/bin/python"]
     assert [one.path for one in rest.paths] == ["opt/more", "opt/conda/LICENSE", "opt/more/file"]
+
+
+def test_what_takes_the_place_of_something_does_not_come_first(tmp_path: Path) -> None:
+    above = tree(tmp_path / "above", a__file="", b="", c__d__file="", other="")
+    below = tree(tmp_path / "below", a__file="", b__file="", c__d="")
+    first, rest = overlay.parted(additions([above, below], frozenset([1])), lambda _one: True)
+    assert [one.path for one in first.paths] == ["other"]
+    assert not first.removed
+    assert [one.path for one in rest.removed] == ["b/file", "b", "a/file", "c/d"]
+    assert [one.path for one in rest.paths] == ["a", "b", "c", "a/file", "c/d", "c/d/file"]
 
 
 @pytest.mark.parametrize(("chosen", "first"), [(("a", "b"), ["a", "b"]), (("a",), []), (("b",), [])])

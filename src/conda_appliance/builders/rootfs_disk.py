@@ -73,9 +73,9 @@ class Parts:
             **({"above": self.above.sha256} if self.above else {}),
         }
 
-    def changed(self) -> list[Path]:
+    def changes(self) -> list[Layer]:
         """What lies over the system and the environments, the uppermost first."""
-        return [*([self.above.path] if self.above else []), self.provisioned.path]
+        return [*([self.above] if self.above else []), self.provisioned]
 
     def size(self) -> int:
         """What all of it takes, in bytes."""
@@ -121,7 +121,9 @@ class Parts:
 
     def stack(self, top: Path, work: Path) -> list[Path]:
         """The whole machine as trees, the uppermost first: ``top``, the definition's files, the layers."""
-        return self.with_files([top, *self.changed(), self.linked.path, self.system.path], work)
+        return self.with_files(
+            [top, *(one.path for one in self.changes()), self.linked.path, self.system.path], work
+        )
 
     def decided(self) -> dict[str, Any]:
         """What decides the trees of `stack`, where ``top`` is what `write_stamp` writes."""
@@ -194,7 +196,7 @@ def split(parts: Parts, step: log.Step) -> DiskImage:
         step.update("writing the file system")
         disk.write(
             to,
-            parts.with_files([top, *parts.changed(), parts.system.path], work),
+            parts.with_files([top, *(one.path for one in parts.changes()), parts.system.path], work),
             size=job.image.disk.size,
             slot=job.image.disk.slot,
             identity=parts.identity,

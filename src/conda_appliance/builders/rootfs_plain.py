@@ -1,8 +1,8 @@
 """The layers of a rootfs build → its disk with everything in one root file system.
 
-Three disks, each a copy of the one before with more in it: what builds have in common (the system, what the playbook
-did), large packages of the environments, and all the rest, which is what changes from build to build. The first two are
-layers. Of the last only what differs is made, to lie over the second (`sparse.Piece`). Where a file is on the disk
+Three disks, each a copy of the one before with more in it: the system, large packages of the environments, and all the
+rest (what the playbook did, too), which is what changes from build to build. The first two are layers that many images
+share. Of the last only what differs is made, to lie over the second (`sparse.Piece`). Where a file is on the disk
 follows from the lock alone, whatever was built before.
 """
 
@@ -12,7 +12,6 @@ import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 from conda_appliance import disk, layers, log, overlay, prefix_check, resources, sparse
@@ -22,7 +21,8 @@ from conda_appliance.layers import Layer
 from conda_appliance.overlay import Added, Additions
 from conda_appliance.sparse import Piece
 
-#: From this size on, in bytes, a package is large: it is in the second disk. A definition's own are seldom.
+#: From this size on, in bytes, a package is large: it is in the second disk. A definition's own are seldom. And what
+#: a playbook did is in the first: roles that install much.
 LARGE = 8 << 20
 #: The second disk, and its outline (`disk.outline`).
 _DISK, _OUTLINE = "disk.raw", "outline.raw"
@@ -58,10 +58,6 @@ class _Plain:
     step: log.Step
     work: Path
     stack: Sequence[Path]
-
-    @cached_property
-    def _common(self) -> list[Path]:
-        return [*self.parts.changed(), self.parts.system.path]
 
     def over(self, made: DiskImage, filled: Layer, rest: Additions) -> DiskImage:
         """``rest`` added to the disk ``filled``: in memory, what differs from it; else in a copy that is a file."""
@@ -121,13 +117,12 @@ class _Plain:
 
         Raises CannotAdd as `overlay.additions` does.
         """
-        held = frozenset(number for number, path in enumerate(self.stack) if path in self._common)
+        common, found = self._found()
         owner = {path: name for name, paths in large_packages(self.parts) for path in paths}
         linked = self.stack.index(self.parts.linked.path)
-        found = overlay.additions(self.stack, held)
         first, rest = overlay.parted(found, lambda one: one.tree == linked and one.path in owner)
         shared: layers.Parts = {
-            **{name: digest for name, digest in self.parts.inputs().items() if name != "environment"},
+            **{one.kind: one.sha256 for one in common},
             **_described(self.parts),
         }
         store, subject = self.parts.job.store, self.parts.job.image.name
@@ -136,7 +131,7 @@ class _Plain:
             base = store.get(
                 "disk",
                 shared,
-                lambda made, scratch: self._begin(made, self._common, scratch),
+                lambda made, scratch: self._begin(made, [one.path for one in common], scratch),
                 name=_DISK,
                 subject=subject,
                 progress=self.step.update,
@@ -157,6 +152,25 @@ class _Plain:
             read=False,
         )
         return filled, rest
+
+    def _found(self) -> tuple[list[Layer], Additions]:
+        """What the first disk holds, the uppermost first, and what is to be added to it.
+
+        What was done to the system is added, too, if it is little and no more than files, folders and links.
+        """
+        changes, system = self.parts.changes(), self.parts.system
+        try:
+            common = [*(one for one in changes if _length(one) >= LARGE), system]
+            return common, self._additions(common)
+        except overlay.CannotAdd:
+            common = [*changes, system]
+            return common, self._additions(common)
+
+    def _additions(self, common: Sequence[Layer]) -> Additions:
+        held = {one.path for one in common}
+        return overlay.additions(
+            self.stack, frozenset(number for number, path in enumerate(self.stack) if path in held)
+        )
 
     def _begin(self, to: Path, trees: Sequence[Path], work: Path) -> None:
         self.step.update("writing the file system")
@@ -186,6 +200,12 @@ def large_packages(parts: Parts) -> Iterator[tuple[str, list[str]]]:
             entries = record["paths_data"]["paths"]
             if sum(entry.get("size_in_bytes") or 0 for entry in entries) >= LARGE:
                 yield f"{environment}/{record['name']}", [f"{prefix}/{entry['_path']}" for entry in entries]
+
+
+def _length(layer: Layer) -> int:
+    """The bytes of a layer's files, whatever file system they are on (`trees.describe`)."""
+    found = (about.split(" ", 4) for about in layer.listing().values())
+    return sum(int(words[3]) for words in found if words[0] == "file")
 
 
 def _contents(paths: Sequence[Added], owner: Mapping[str, str], listed: Mapping[str, str]) -> dict[str, str]:
