@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -163,18 +163,32 @@ def parted(found: Additions, first: Callable[[Added], bool]) -> tuple[Additions,
     something is not taken, nor is one in a folder that does.
     """
     blocked = {one.path for one in found.removed}
+    free: dict[str, bool] = {"": True}
+
+    def is_free(path: str) -> bool:
+        if path not in free:
+            free[path] = path not in blocked and is_free(path.rpartition("/")[0])
+        return free[path]
+
     chosen = [
         one
         for one in found.paths
-        if not stat.S_ISDIR(one.about.st_mode) and first(one) and blocked.isdisjoint(_with_parents(one.path))
+        if not stat.S_ISDIR(one.about.st_mode)
+        and first(one)
+        and one.path not in blocked
+        and is_free(one.path.rpartition("/")[0])
     ]
     inodes = Counter((one.tree, one.about.st_ino) for one in chosen)
     taken = {
-        path
+        one.path
         for one in chosen
         if inodes[one.tree, one.about.st_ino] >= found.names.get((one.tree, one.about.st_ino), 1)
-        for path in _with_parents(one.path)
     }
+    for at in {path.rpartition("/")[0] for path in taken}:
+        folder = at
+        while folder and folder not in taken:
+            taken.add(folder)
+            folder = folder.rpartition("/")[0]
     return (
         Additions(paths=[one for one in found.paths if one.path in taken], names=found.names),
         Additions(
@@ -183,12 +197,6 @@ def parted(found: Additions, first: Callable[[Added], bool]) -> tuple[Additions,
             names=found.names,
         ),
     )
-
-
-def _with_parents(path: str) -> Iterator[str]:
-    while path:
-        yield path
-        path = path.rpartition("/")[0]
 
 
 def _is_hidden(about: os.stat_result) -> bool:

@@ -45,6 +45,8 @@ _OF_THIS_HOST = (
 )
 #: The file in ``playbook/`` with what names a build; all others beside it follow from the definition alone.
 FACTS = "appliance.json"
+#: The file in the playbook that has what the roles read.
+VARIABLES = "vars.yml"
 _FOLDERS_OF_THIS_RUN = ("ssh", "seed", "disk")
 
 #: What a machine's owner, or its seed, sets for every service (systemd.exec(5), EnvironmentFile=).
@@ -422,17 +424,21 @@ def _write_playbook(
                 f"roles: there is no role {role!r} (looked for playbooks/roles/{role}/tasks in {project})",
                 hint=f"write playbooks/roles/{role}/tasks/main.yml, or take {role!r} out of the definition",
             )
-    variables = playbook_variables(definition, lock, folder)
     _write(into / FACTS, appliance_facts(definition, lock, identity))
     _write(into / "ansible.cfg", text("ansible/ansible.cfg.j2", project=project))
-    _write(
-        into / "vars.yml",
-        text(
-            "ansible/vars.yml.j2",
-            project=project,
-            name=definition.name,
-            variables=ansible_variables(variables),
-        ),
+    _write(into / VARIABLES, playbook_settings(definition, lock, folder=folder, project=project))
+
+
+def playbook_settings(
+    definition: ImageDefinition, lock: Lock, *, folder: Path, project: Path | None, named: bool = True
+) -> str:
+    """`playbook_variables` as the file that the playbook reads them from; the arguments are those of `build_tree`."""
+    variables = playbook_variables(definition, lock, folder, project=project, named=named)
+    return text(
+        "ansible/vars.yml.j2",
+        project=project,
+        name=definition.name if named else "a machine",
+        variables=ansible_variables(variables),
     )
 
 
@@ -443,15 +449,21 @@ def _stdlib(lock: Lock, environment: str) -> str:
     return f"lib/python{'.'.join(python.version.split('.')[:2])}" if python else ""
 
 
-def playbook_variables(definition: ImageDefinition, lock: Lock, folder: Path) -> dict[str, Any]:
-    """What the roles read: the definition, with every unit's words quoted for systemd."""
+def playbook_variables(
+    definition: ImageDefinition, lock: Lock, folder: Path, *, project: Path | None = None, named: bool = True
+) -> dict[str, Any]:
+    """What the roles read: the definition, with every unit's words quoted for systemd.
+
+    Without ``named`` they have nothing of what names the machine: that comes from elsewhere.
+    """
+    about = {"name": definition.name, "version": definition.version, "summary": definition.summary}
+    names = machine_names(definition, project) if named else {}
     prefixes = {name: definition.prefix_of(name) for name in definition.conda.environments}
     return {
         "appliance": {
-            "name": definition.name,
-            "version": definition.version,
-            "summary": definition.summary,
+            **(about if named else dict.fromkeys(about, "")),
             "boot": definition.base.boot,
+            "files": [{"path": f"/{path}", "content": content} for path, content in names.items()],
         },
         "conda": {
             "prefix": definition.conda.prefix,
@@ -471,6 +483,22 @@ def playbook_variables(definition: ImageDefinition, lock: Lock, folder: Path) ->
         "verify": {"timer": definition.verify.timer or ""},
         # The day that files of accounts name, whenever the image is made.
         "epoch": EPOCH,
+    }
+
+
+def machine_names(definition: ImageDefinition, project: Path | None = None) -> dict[str, str]:
+    """The files that name a machine (path from its root → text), in which it differs from others of its kind.
+
+    The playbook writes them where nothing else makes the machine; the rootfs builder writes them over what the playbook
+    did, so that it need not run again for another name.
+    """
+    about = {"name": definition.name, "version": definition.version, "summary": definition.summary}
+    return {
+        "etc/hostname": f"{definition.name}\n",
+        # On every console, after Debian's own; agetty(8) fills in the address, and shows it anew when it changes.
+        "etc/issue.d/conda-appliance.issue": text(
+            "boot/issue.j2", project=project, user=definition.access.user, **about
+        ),
     }
 
 

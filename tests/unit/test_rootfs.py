@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from conda_appliance import resources
-from conda_appliance.builders import Job, rootfs
+from conda_appliance import render, resources
+from conda_appliance.builders import Job, rootfs, rootfs_disk
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.layers import Layer, Store
 from conda_appliance.lock import CondaSection, Lock
@@ -126,11 +126,40 @@ def test_who_may_look_at_anything_is_run_again_for_anything(
     assert one != seen(job(tmp_path, **changed), layer(linked.path, "b" * 64))
     assert linked.sha256 in one.values()
     assert rootfs.reads(job(tmp_path, **changed), linked).files, "and lays the files down itself"
+    assert rootfs.reads(job(tmp_path, **changed), linked).name is (reason in ("a role", "a playbook"))
 
 
 def test_the_shipped_playbook_is_nobodys_own(tmp_path: Path, linked: Layer) -> None:
     here = job(tmp_path, project=resources.shipped())
     assert seen(here, linked) == seen(here, layer(linked.path, "b" * 64))
+
+
+def test_the_shipped_playbook_is_told_no_name(tmp_path: Path, linked: Layer) -> None:
+    """So it is run once for machines that differ in their name alone: that is laid over what it did."""
+    one = job(tmp_path, project=resources.shipped(), summary="The first")
+    other = job(tmp_path, project=resources.shipped(), name="other", version="2")
+    assert not rootfs.reads(one, linked).name
+    said = [
+        render.playbook_settings(each.image, each.lock, folder=each.folder, project=each.project, named=named)
+        for named in (False, True)
+        for each in (one, other)
+    ]
+    assert said[0] == said[1]
+    assert said[2] != said[3]
+    assert '"/etc/hostname"' in said[2] and "The first" in said[2]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("127.0.0.1 localhost\n", "127.0.0.1 localhost\n127.0.1.1 box\n"),
+        ("127.0.1.1\tdebian\n::1 localhost\n", "::1 localhost\n127.0.1.1 box\n"),
+        ("127.0.1.1 \tbox\n::1 localhost\n", "127.0.1.1 \tbox\n::1 localhost\n"),
+        ("127.0.1.1 boxes\n", "127.0.1.1 box\n"),
+    ],
+)
+def test_a_machine_finds_itself_in_its_hosts(before: str, after: str) -> None:
+    assert rootfs_disk._hosts(before, "box") == after
 
 
 def test_files_beside_an_environment_are_not_in_it(tmp_path: Path, linked: Layer) -> None:

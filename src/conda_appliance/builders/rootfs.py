@@ -97,6 +97,7 @@ def prepare(job: Job, tree: BuildTree, *, logs: Path) -> Parts:
     with log.step("Run the playbook") as step:
         provisioned = _provisioned(job, tree, system, linked, logs, step)
         step.note(told(playbook=provisioned))
+    seen = reads(job, linked)
     return Parts(
         job=job,
         tree=tree,
@@ -104,7 +105,8 @@ def prepare(job: Job, tree: BuildTree, *, logs: Path) -> Parts:
         system=system,
         linked=linked,
         provisioned=provisioned,
-        files_apart=not reads(job, linked).files,
+        files_apart=not seen.files,
+        name_apart=not seen.name,
     )
 
 
@@ -140,11 +142,12 @@ class Reads:
     """What the playbook sees of a definition's parts: as long as this is the same, it does the same.
 
     ``environments`` is what it asks of them; ``files`` whether it lays down the definition's files (else they are
-    laid over what it did).
+    laid over what it did). ``name`` is whether it names the machine (else that, too, is laid over it).
     """
 
     environments: Mapping[str, str]
     files: bool
+    name: bool
 
 
 #: Where files may be laid down after the playbook instead of by it: no shipped role looks or writes there.
@@ -174,7 +177,7 @@ def reads(job: Job, linked: Layer) -> Reads:
         for prefix in prefixes.values()
     )
     if own or image.roles or scripts or inside:
-        return Reads(environments={"everything": linked.sha256}, files=True)
+        return Reads(environments={"everything": linked.sha256}, files=True, name=own or bool(image.roles))
     found = {}
     for name, prefix in prefixes.items():
         for path in ("conda-meta", ".condarc"):
@@ -186,7 +189,7 @@ def reads(job: Job, linked: Layer) -> Reads:
     theirs = any(
         program.startswith(to) or f"{program}/" == to for program in programs.values() for to in targets
     )
-    return Reads(environments=found, files=not apart or theirs)
+    return Reads(environments=found, files=not apart or theirs, name=False)
 
 
 def _program(command: str, prefix: str) -> str:
@@ -201,7 +204,11 @@ def _provisioned(
     """What the playbook changes, as the upper folder of an overlay."""
     seen = reads(job, linked)
     said = trees.listing(tree.folder, times=False)
-    said.pop(f"playbook/{rendering.FACTS}")  # `_stamp` has it
+    said.pop(f"playbook/{rendering.FACTS}")  # the disk gets its own, as all that names the build
+    settings = rendering.playbook_settings(
+        job.image, job.lock, folder=job.folder, project=job.project, named=seen.name
+    )
+    said[f"playbook/{rendering.VARIABLES}"] = layers.digest_of([settings])
     parts: layers.Parts = {
         "system": system.sha256,
         "environments": seen.environments,
@@ -215,6 +222,7 @@ def _provisioned(
     def make(to: Path, work: Path) -> None:
         run = work / "run"
         shutil.copytree(tree.folder / "playbook", run / "playbook")
+        (run / "playbook" / rendering.VARIABLES).write_text(settings, encoding="utf-8")
         if seen.files:
             shutil.copytree(tree.folder / "files", run / "files", symlinks=True)
         else:

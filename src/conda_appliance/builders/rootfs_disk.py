@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,7 +50,9 @@ def told(**found: Layer) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What a disk is made from; ``files_apart``: the playbook did not lay the definition's files down.
+    """What a disk is made from.
+
+    ``files_apart``: the playbook did not lay the definition's files down; ``name_apart``: nor did it name the machine.
 
     ``above`` lies over what the playbook changed, where a form has more than the machine itself. ``grub`` are the
     packages with the boot loader, where the host's own is for another platform.
@@ -61,6 +64,7 @@ class Parts:
     linked: Layer
     provisioned: Layer
     files_apart: bool
+    name_apart: bool
     above: Layer | None = None
     grub: Layer | None = None
 
@@ -103,6 +107,16 @@ class Parts:
             inventory.PLACE: self._inventory,
         }
 
+    def names(self) -> dict[str, str]:
+        """What names the machine (path → text), where the playbook has not."""
+        if not self.name_apart:
+            return {}
+        image, place = self.job.image, "etc/hosts"
+        below = [*(one.path for one in self.changes()), self.system.path]
+        before = next((found for tree in below if (found := tree / place).is_file()), None)
+        said = before.read_text(encoding="utf-8") if before else ""
+        return {**rendering.machine_names(image, self.job.project), place: _hosts(said, image.name)}
+
     def described(self) -> dict[str, Any]:
         """What decides a disk beside the trees on it."""
         return {
@@ -130,12 +144,14 @@ class Parts:
         return {
             **self.inputs(),
             "files": self.files(),
-            "stamp": {path: layers.digest_of([text]) for path, text in self.stamp().items()},
+            "stamp": {
+                path: layers.digest_of([text]) for path, text in {**self.stamp(), **self.names()}.items()
+            },
         }
 
     def write_stamp(self, to: Path) -> Path:
-        """Write what names this build into the folder ``to``."""
-        return _write(self.stamp(), {}, to, self.job.epoch)
+        """Write what names this build and the machine into the folder ``to``."""
+        return _write({**self.stamp(), **self.names()}, {}, to, self.job.epoch)
 
     def with_files(self, stack: list[Path], work: Path) -> list[Path]:
         """``stack`` with the definition's files below its first folder, if the playbook has not laid them down."""
@@ -181,6 +197,7 @@ def split(parts: Parts, step: log.Step) -> DiskImage:
     """
     job, prefix = parts.job, parts.job.image.conda.prefix
     links, files = _mounted(prefix)
+    files |= parts.names()
     root_parts: layers.Parts = {
         **{name: digest for name, digest in parts.inputs().items() if name != "environment"},
         **parts.described(),
@@ -275,6 +292,14 @@ def _mounted(prefix: str) -> tuple[dict[str, str], dict[str, str]]:
     links = {f"etc/systemd/system/local-fs.target.wants/{unit}": f"../{unit}"}
     links |= {path: f"{prefix}/{path}" for path in (FACTS, LOCK, bill.PLACE, inventory.PLACE)}
     return links, files
+
+
+def _hosts(before: str, name: str) -> str:
+    """The text of /etc/hosts in which a machine finds itself, as playbooks/roles/base/files/settle.sh makes it."""
+    if re.search(rf"^127\.0\.1\.1\s+{re.escape(name)}$", before, re.MULTILINE):
+        return before
+    kept = [line for line in before.splitlines(keepends=True) if not re.match(r"127\.0\.1\.1\s", line)]
+    return f"{''.join(kept)}127.0.1.1 {name}\n"
 
 
 #: As playbooks/roles/app/files/install.sh does it: folders that are there keep their modes, links stay links.

@@ -1,4 +1,5 @@
-# The machine's own name, UTC, time from the network, and DHCP on any wired interface. Reads NAME.
+# UTC, time from the network, DHCP on any wired interface, and that the machine knows its own name. Reads NAME: nothing
+# where whoever runs this names the machine afterwards.
 set -eu
 
 put() { # put PATH TEXT: write a file if it differs
@@ -9,9 +10,8 @@ put() { # put PATH TEXT: write a file if it differs
     fi
 }
 
-put /etc/hostname "$NAME"
-# sudo and others look their own host's name up.
-if ! grep -qE "^127\.0\.1\.1[[:space:]]+$NAME\$" /etc/hosts; then
+# sudo and others look their own host's name up (/etc/hostname is written with all that names the machine).
+if [ -n "$NAME" ] && ! grep -qE "^127\.0\.1\.1[[:space:]]+$NAME\$" /etc/hosts; then
     sed -i '/^127\.0\.1\.1[[:space:]]/d' /etc/hosts
     printf '127.0.1.1 %s\n' "$NAME" >>/etc/hosts
     echo "changed: /etc/hosts"
