@@ -32,7 +32,8 @@ credentials  1 who we are to a server: from a file, a keyring or .netrc, never f
 network      1 certificates and proxies, the same for all that reaches a server
 accelerator  3 whether KVM really runs a guest here
 ansible      3 how Ansible is started
-qcow2        3 a raw disk → a qcow2, not compressed
+blockpack    2 blocks of a disk, each compressed by itself; those of a kept disk once
+qcow2        3 a raw disk → a qcow2
 vmdk         3 a raw disk → a streamOptimized vmdk
 device       3 a disk or stick: what it is, what uses it; an image written to it and read back
 definition_conda 2 the conda side of a definition: environments, channels, licences

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from conda_appliance import process, qcow2, sparse, vmdk
+from conda_appliance.blockpack import Codec
 from conda_appliance.errors import BuildError
 
 _SECTOR = 512
@@ -27,10 +28,10 @@ _QEMU = {
     "vdi": ("vdi",),
 }
 
-#: The forms that are the disk itself, and those that are made of its blocks (an uncompressed qcow2, too).
-RAW, BLOCKS = ("raw", "vhd"), ("vmdk",)
+#: The forms that are the disk itself, and those that are made of its blocks.
+RAW, BLOCKS = ("raw", "vhd"), ("qcow2", "vmdk")
 #: The forms that are made of a raw disk alone.
-FROM_RAW = (*RAW, *BLOCKS, "raw.zst", "gce")
+FROM_RAW = (*RAW, "vmdk", "raw.zst", "gce")
 #: pigz's level: a fortieth larger than its usual one, and made in six tenths of the time.
 _GZIP = "-4"
 
@@ -38,21 +39,29 @@ _GZIP = "-4"
 def words(form: str, compression: str = "zstd") -> list[str]:
     """What decides how a form is written: qemu-img's words, or those of the program that packs it.
 
-    qcow2: zstd takes a quarter of zlib's time for the same size; read by QEMU 5.1 and later. Clusters are written in
-    their order (no -W), or each run would give other bytes.
+    qcow2: zstd takes a quarter of zlib's time for the same size; read by QEMU 5.1 and later. Where QEMU writes it,
+    clusters are written in their order (no -W), or each run would give other bytes.
     """
     if form == "qcow2":
         packed = [] if compression == "none" else ["-c", "-o", f"compression_type={compression}"]
-        return ["-O", "qcow2", *packed]
+        ours = codec(form, compression)
+        return ["-O", "qcow2", *packed, *([ours.name] if ours else [])]
     if form in _QEMU:
         return ["-O", *_QEMU[form]]
     return {
         "raw": ["-O", "raw", "-S", "64k"],
-        "vmdk": ["streamOptimized", str(vmdk.LEVEL)],
+        "vmdk": ["streamOptimized", vmdk.CODEC.name],
         # More threads give the same bytes; --single-thread would give others (zstd(1)).
         "raw.zst": ["zstd", "-3", "-T0"],
         "gce": ["tar", "--format=oldgnu", "--sparse", "--hole-detection=raw", f"pigz -n {_GZIP} -p"],
     }[form]
+
+
+def codec(form: str, compression: str) -> Codec | None:
+    """How the blocks of a form are compressed one by one: `blockpack.keep` can keep some for `write_blocks`."""
+    if form == "vmdk":
+        return vmdk.CODEC
+    return qcow2.CODECS[compression][1] if form == "qcow2" and compression != "none" else None
 
 
 def write(disk: Path, form: str, to: Path, *, seed: str, epoch: int, compression: str = "zstd") -> None:
@@ -95,15 +104,24 @@ def _footer(to: Path, size: int, seed: str, epoch: int) -> bytes:
         return file.read()
 
 
-def write_blocks(pieces: Sequence[sparse.Piece], form: str, to: Path, *, seed: str) -> str:
-    """Write the raw disk that ``pieces`` make up (`sparse.opened`) as a vmdk, or as a qcow2 that is not compressed.
+def write_blocks(
+    pieces: Sequence[sparse.Piece],
+    form: str,
+    to: Path,
+    *,
+    seed: str,
+    compression: str = "zstd",
+    kept: Path | None = None,
+) -> str:
+    """Write the raw disk that ``pieces`` make up (`sparse.opened`) as one of `BLOCKS`.
 
-    ``seed`` is as `write` has it. Returns its SHA-256. Raises as `sparse.opened` does.
+    ``seed`` and ``compression`` are as `write` has them; ``kept`` are compressed blocks of the first piece, by `codec`.
+    Returns its SHA-256. Raises as `sparse.opened` does.
     """
     if form == "qcow2":
-        return qcow2.write(pieces, to)
+        return qcow2.write(pieces, to, compression=compression, kept=kept)
     # ffffffff means "no parent", and 0 is no id.
-    return vmdk.write(pieces, to, cid=_id(seed, "vmdk").int % 0xFFFFFFFE + 1)
+    return vmdk.write(pieces, to, cid=_id(seed, "vmdk").int % 0xFFFFFFFE + 1, kept=kept)
 
 
 def _gce(disk: Path, to: Path, epoch: int) -> None:

@@ -11,7 +11,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from conda_appliance import diskforms, formats, layers, ova, process, qcow2, resources, sparse, vmdk
+from conda_appliance import (
+    blockpack,
+    diskforms,
+    formats,
+    layers,
+    ova,
+    process,
+    qcow2,
+    resources,
+    sparse,
+    vmdk,
+)
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import BuildError
 from conda_appliance.manifest import ArtifactRecord
@@ -49,9 +60,9 @@ class Exporter:
     """Makes the forms of one disk.
 
     ``disk`` is in any format that QEMU reads, with its backing files; ``key`` names its content where it is the same
-    each time, and ``identity`` the build. ``inserts`` are yet to be written into it; what is around them, whose digest
-    is ``around``, is for a compressed qcow2 converted once and kept in ``store``. ``earlier`` finds an artifact of an
-    earlier result by its `source_of`. ``epoch`` (seconds since 1970) is every time stamp; ``project`` may have
+    each time, and ``identity`` the build. ``inserts`` are yet to be written into it; the blocks of what is around them,
+    whose digest is ``around``, are compressed once and kept in ``store``. ``earlier`` finds an artifact of an earlier
+    result by its `source_of`. ``epoch`` (seconds since 1970) is every time stamp; ``project`` may have
     templates of its own; ``work`` is a folder for what is only needed meanwhile.
     """
 
@@ -122,9 +133,9 @@ class Exporter:
         if not self.key:
             return ""
         if form in ("qcow2", "raw"):
-            ours = str(layers.code(qcow2.__file__, sparse.__file__))
+            ours = str(layers.code(blockpack.__file__, qcow2.__file__, sparse.__file__))
             return source_of(self.key, form, self.image.disk.compression, ours)
-        code = str(layers.code(*(str(one.__file__) for one in (diskforms, ova, sparse, vmdk))))
+        code = str(layers.code(*(str(one.__file__) for one in (blockpack, diskforms, ova, sparse, vmdk))))
         if form == "ova":
             text = ova.descriptor(self.image, disk="", size=0, project=self.project)
             return layers.digest_of([source_of(self.key, "vmdk", "", str(self.epoch), code), "ova", text])
@@ -143,7 +154,7 @@ class Exporter:
     @contextmanager
     def _whole(self, forms: Sequence[str], raw: Sequence[Piece]) -> Iterator[Path]:
         """The disk with all that is in it as one file, for those of ``forms`` that another program makes."""
-        if len(raw) < 2 or all(map(self._is_of_pieces, forms)):
+        if len(raw) < 2 or {*forms} <= {*diskforms.RAW, *diskforms.BLOCKS}:
             yield raw[0].path if raw else self.disk
             return
         need = sum(piece.path.stat().st_blocks * 512 for piece in raw)
@@ -155,12 +166,6 @@ class Exporter:
         finally:
             if memory is not None:
                 os.close(memory)
-
-    def _is_of_pieces(self, form: str) -> bool:
-        """Whether a form of a raw disk is made of its pieces, wherever they lie."""
-        if form == "qcow2":
-            return self.image.disk.compression == "none" or bool(self.around)
-        return form in (*diskforms.RAW, *diskforms.BLOCKS)
 
     def _disks(self, files: Mapping[str, Path], raw: Sequence[Piece]) -> list[Artifact]:
         """The forms that are the raw disk itself, written and summed up together."""
@@ -182,10 +187,9 @@ class Exporter:
             self.key or self.identity,
             "",
         )
-        if raw and (form in diskforms.BLOCKS or (form == "qcow2" and compression == "none")):
-            digest = diskforms.write_blocks(raw, form, to, seed=seed)
-        elif self.around and form == "qcow2":
-            self._around(to)
+        if raw and form in diskforms.BLOCKS:
+            kept = self._kept(form, raw[0].path)
+            digest = diskforms.write_blocks(raw, form, to, seed=seed, compression=compression, kept=kept)
         else:
             diskforms.write(whole, form, to, seed=seed, epoch=self.epoch, compression=compression)
         return [self._artifact(form, to, started, digest)]
@@ -194,22 +198,22 @@ class Exporter:
         source = self._source(form)
         return artifact(to, form, size=self.image.disk.size, source=source, started=started, sha256=sha256)
 
-    def _around(self, to: Path) -> None:
-        """A copy of what is around the inserts as compressed qcow2, from the cache or converted now; they in it."""
-        assert self.store is not None
-        compression = self.image.disk.compression
-        kept = self.store.get(
-            "qcow2",
-            {"disk": source_of(self.around, "qcow2", compression)},
-            lambda made, _work: diskforms.write(
-                self.disk, "qcow2", made, seed="", epoch=0, compression=compression
-            ),
-            name="disk.qcow2",
+    def _kept(self, form: str, disk: Path) -> Path | None:
+        """The compressed blocks of what is around the inserts, kept; None where that is no layer."""
+        codec = diskforms.codec(form, self.image.disk.compression)
+        if codec is None or not self.around or self.store is None:
+            return None
+        return self.store.get(
+            "blocks",
+            {
+                "disk": self.around,
+                "codec": codec.name,
+                "code": layers.code(blockpack.__file__, sparse.__file__),
+            },
+            lambda to, _work: blockpack.keep(disk, codec, to),
             quiet=True,
-        )
-        layers.copy(kept.path, to)
-        for insert in self.inserts:
-            _insert(insert, to)
+            read=False,
+        ).path
 
     def _ova(self, disk: Artifact, to: Path) -> Artifact:
         started = time.monotonic()
@@ -248,14 +252,6 @@ def artifact(
         seconds=round(time.monotonic() - started, 2),
     )
     return Artifact(path=path, record=record)
-
-
-def _insert(one: Piece, to: Path) -> None:
-    """Write a file into a qcow2 that is there; the rest of it stays as it is."""
-    size = -(-one.path.stat().st_size // 512) * 512
-    place = os.fspath(to).replace(",", ",,")
-    target = f"driver=raw,offset={one.at},size={size},file.driver=qcow2,file.file.filename={place}"
-    process.run(["qemu-img", "convert", "-n", "--target-image-opts", "-f", "raw", one.path, target])
 
 
 def take(there: Artifact, to: Path) -> Artifact:

@@ -1,32 +1,64 @@
-"""A raw disk, and files that belong into it → a qcow2 image, not compressed: written once, from front to back.
+"""A raw disk, and files that belong into it → a qcow2 image.
 
-What ``qemu-img convert`` does, but summed up on the way and with files laid into the disk. Source of the layout:
-QEMU's docs/interop/qcow2.txt, version 3.
+What ``qemu-img convert`` does, but with files laid into the disk; not compressed, it is written once from front to back
+and summed up on the way, and compressed, with what is kept compressed already. Source of the layout: QEMU's
+docs/interop/qcow2.txt, version 3.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
+import sys
+import zlib
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from conda_appliance import sparse
+from conda_appliance import blockpack, resources, sparse
+from conda_appliance.blockpack import Codec
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 #: Bytes of a cluster: what QEMU itself takes. One that is empty takes no room.
 _CLUSTER = sparse.BLOCK
 _BITS = _CLUSTER.bit_length() - 1
 #: Entries of a table that fills a cluster (8 bytes each); reference counts have 2 bytes.
 _ENTRIES, _COUNTS = _CLUSTER // 8, _CLUSTER // 2
-#: Set in an entry whose cluster is referred to once.
-_COPIED = 1 << 63
+#: Set in an entry whose cluster is referred to once; and in one whose data is compressed, where the number of sectors
+#: that follow the first begins.
+_COPIED, _COMPRESSED, _SECTORS = 1 << 63, 1 << 62, 62 - (_BITS - 8)
+#: zstd's usual level, which is QEMU's.
+_LEVEL = 3
 
 
-def write(pieces: Sequence[sparse.Piece], to: Path) -> str:
+def _deflate(data: bytes) -> bytes:
+    """As QEMU's block/qcow2-threads.c does it: no header, a window of 4 KiB, as much memory as there is."""
+    packer = zlib.compressobj(zlib.Z_DEFAULT_COMPRESSION, zlib.DEFLATED, -12, 9)
+    return packer.compress(data) + packer.flush()
+
+
+#: How clusters are compressed: what a definition calls it → the number in the header, and the way.
+CODECS = {
+    "zlib": (0, Codec(f"deflate {zlib.ZLIB_RUNTIME_VERSION}", _deflate)),
+    "zstd": (1, Codec(f"zstd {zstd.zstd_version} -{_LEVEL}", lambda data: zstd.compress(data, _LEVEL))),
+}
+
+
+def write(
+    pieces: Sequence[sparse.Piece], to: Path, *, compression: str = "none", kept: Path | None = None
+) -> str:
     """Write the disk that ``pieces`` make up (`sparse.opened`); returns the SHA-256 of the file ``to``.
 
-    The same content gives the same bytes. Raises BuildError as `sparse.opened` does.
+    ``compression`` is ``none`` or one of `CODECS`; ``kept`` are compressed blocks of the first piece
+    (`blockpack.keep`). The same content gives the same bytes. Raises BuildError as `sparse.opened` does.
     """
+    if compression != "none":
+        _write_compressed(pieces, to, compression, kept)
+        return resources.sha256_of(to)
     with sparse.opened(pieces) as (size, blocks), to.open("wb") as file:
         summed, at = hashlib.sha256(), 0
 
@@ -44,6 +76,69 @@ def write(pieces: Sequence[sparse.Piece], to: Path) -> str:
         return summed.hexdigest()
 
 
+def _write_compressed(pieces: Sequence[sparse.Piece], to: Path, compression: str, kept: Path | None) -> None:
+    """The data behind the header, compressed clusters close to each other; the tables that find it behind the data."""
+    kind, codec = CODECS[compression]
+    as_is = frozenset(number for number, piece in enumerate(pieces) if piece.packed)
+    with sparse.opened(pieces) as (size, blocks), to.open("wb") as file:
+        lower: dict[int, array[int]] = {}
+        counts = array("H", [1])
+        at = file.write(bytes(_CLUSTER))
+
+        def put(data: bytes) -> int:
+            """Write ``data``, and count it in each cluster that has some of it; returns where it is."""
+            nonlocal at
+            start = at
+            at += file.write(data)
+            last = (at - 1) // _CLUSTER
+            counts.extend([0] * (last + 1 - len(counts)))
+            for number in range(start // _CLUSTER, last + 1):
+                counts[number] += 1
+            return start
+
+        def align() -> None:
+            nonlocal at
+            at += file.write(bytes(-at % _CLUSTER))
+
+        for block, packed in blockpack.compressed(blocks, codec, kept=kept, as_is=as_is):
+            if packed is None or len(packed) >= _CLUSTER:
+                align()
+                entry = put(bytes(block.read().ljust(_CLUSTER, b"\0"))) | _COPIED
+            else:
+                place = put(packed)
+                entry = _COMPRESSED | ((at - 1) // 512 - place // 512) << _SECTORS | place
+            table = lower.setdefault(block.number // _ENTRIES, array("Q", bytes(8 * _ENTRIES)))
+            table[block.number % _ENTRIES] = entry
+        align()
+        upper = [0] * -(-size // (_CLUSTER * _ENTRIES))
+        for number, table in lower.items():
+            upper[number] = put(_table(table, 1)) | _COPIED
+        place = put(_table(upper, -(-len(upper) // _ENTRIES)))
+        blocks_of_counts = roots = 0
+        while True:  # the counts have clusters too, which are counted
+            total = len(counts) + blocks_of_counts + roots
+            need = -(-total // _COUNTS)
+            if (blocks_of_counts, roots) == (need, -(-need // _ENTRIES)):
+                break
+            blocks_of_counts, roots = need, -(-need // _ENTRIES)
+        counts.extend([1] * (blocks_of_counts + roots))
+        first = at
+        said = struct.pack(f">{len(counts)}H", *counts)
+        file.write(said.ljust(blocks_of_counts * _CLUSTER, b"\0"))
+        file.write(_table([first + number * _CLUSTER for number in range(blocks_of_counts)], roots))
+        file.seek(0)
+        file.write(_head(size, len(upper), place, first + blocks_of_counts * _CLUSTER, roots, kind))
+
+
+def _head(size: int, level1: int, upper: int, counts: int, roots: int, kind: int) -> bytes:
+    """The header. With another compression than zlib (``kind``) it says so, and cannot be read without knowing that."""
+    return struct.pack(
+        ">4sIQIIQIIQQIIQQQQIIB7x",
+        *(b"QFI\xfb", 3, 0, 0, _BITS, size, 0, level1, upper),
+        *(counts, roots, 0, 0, (1 << 3) if kind else 0, 0, 0, 4, 112, kind),
+    )
+
+
 def _tables(size: int, numbers: Sequence[int]) -> Iterator[bytes]:
     """What stands before the data: header, reference counts, and where each of the clusters ``numbers`` is."""
     level2 = sorted({number // _ENTRIES for number in numbers})
@@ -58,12 +153,7 @@ def _tables(size: int, numbers: Sequence[int]) -> Iterator[bytes]:
         counts, roots = need, -(-need // _ENTRIES)
     first = 1 + roots + counts
     data = first + top + len(level2)
-    head = struct.pack(
-        ">4sIQIIQIIQQIIQQQQII",
-        *(b"QFI\xfb", 3, 0, 0, _BITS, size, 0, level1, first * _CLUSTER),
-        *(_CLUSTER, roots, 0, 0, 0, 0, 0, 4, 104),
-    )
-    yield head.ljust(_CLUSTER, b"\0")
+    yield _head(size, level1, first * _CLUSTER, _CLUSTER, roots, 0).ljust(_CLUSTER, b"\0")
     yield _table([(1 + roots + place) * _CLUSTER for place in range(counts)], roots)
     yield struct.pack(">H", 1) * total + bytes((counts * _COUNTS - total) * 2)
     upper = [0] * level1

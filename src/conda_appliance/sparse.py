@@ -30,11 +30,13 @@ class Piece:
 
     One that is ``over`` the others takes their place where it has data, be it zeroes, and shows them where it has
     holes. It is a file in memory that keeps its holes (`keeps_holes`): disks may round those away.
+    One that is ``packed`` is compressed in itself.
     """
 
     path: Path
     at: int
     over: bool = False
+    packed: bool = False
 
 
 #: Where a part of a block comes from: a descriptor, the place there, the place in the block, how many bytes.
@@ -45,12 +47,14 @@ _Part = tuple[int, int, int, int]
 class Block:
     """A block of a disk that is not empty: its number there, and the parts that it consists of, in this order.
 
-    ``size`` is less than `BLOCK` for the last one of a disk that ends within.
+    ``size`` is less than `BLOCK` for the last one of a disk that ends within. ``piece`` is the number of the piece that
+    all of it is from, or less than 0.
     """
 
     number: int
     parts: tuple[_Part, ...]
     size: int
+    piece: int
 
     def read(self) -> bytearray:
         """Its bytes."""
@@ -84,8 +88,10 @@ def opened(pieces: Sequence[Piece]) -> Iterator[tuple[int, list[Block]]]:
             )
         taken: dict[int, list[_Part]] = {}
         covered: set[int] = set()
-        for piece in pieces:
+        numbers: dict[int, int] = {}
+        for number, piece in enumerate(pieces):
             file = stack.enter_context(piece.path.open("rb")).fileno()
+            numbers[file] = number
             if piece.over:
                 covered |= _lay_over(file, taken)
                 continue
@@ -93,7 +99,9 @@ def opened(pieces: Sequence[Piece]) -> Iterator[tuple[int, list[Block]]]:
                 taken[(piece.at + place) // BLOCK] = [(file, place, 0, length)]
         blocks = []
         for number in sorted(taken):
-            block = Block(number, tuple(taken[number]), min(BLOCK, size - number * BLOCK))
+            parts = tuple(taken[number])
+            of_one = numbers[parts[0][0]] if len(parts) == 1 else -1
+            block = Block(number, parts, min(BLOCK, size - number * BLOCK), of_one)
             if number not in covered or not _is_empty(block.read()):
                 blocks.append(block)
         yield size, blocks

@@ -7,16 +7,14 @@ VMware, Virtual Disk Format 5.0, "Stream-Optimized Compressed Sparse Extents".
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 import zlib
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from conda_appliance import sparse
-from conda_appliance.sparse import Block
+from conda_appliance import blockpack, sparse
+from conda_appliance.blockpack import Codec
 
 _SECTOR = 512
 #: Bytes of a grain, and how many of them one table finds.
@@ -28,6 +26,7 @@ _END, _GRAIN_TABLE, _GRAIN_DIRECTORY, _FOOTER = range(4)
 _AT_END = (1 << 64) - 1
 #: zlib's: a fortieth larger than its usual one, and made in six tenths of the time.
 LEVEL = 4
+CODEC = Codec(f"zlib {zlib.ZLIB_RUNTIME_VERSION} -{LEVEL}", partial(zlib.compress, level=LEVEL))
 
 _TEXT = """# Disk DescriptorFile
 version=1
@@ -49,11 +48,12 @@ ddb.adapterType = "lsilogic"
 """
 
 
-def write(pieces: Sequence[sparse.Piece], to: Path, *, cid: int) -> str:
+def write(pieces: Sequence[sparse.Piece], to: Path, *, cid: int, kept: Path | None = None) -> str:
     """Write the disk that ``pieces`` make up (`sparse.opened`); returns the SHA-256 of the file ``to``.
 
-    ``cid`` is its content id, 32 bits, neither 0 nor all ones. The same content and id give the same bytes. Raises
-    BuildError as `sparse.opened` does.
+    ``cid`` is its content id, 32 bits, neither 0 nor all ones. ``kept`` are compressed blocks of the first piece
+    (`blockpack.keep` by `CODEC`). The same content and id give the same bytes. Raises BuildError as `sparse.opened`
+    does.
     """
     with sparse.opened(pieces) as (size, blocks), to.open("wb") as file:
         summed, at = hashlib.sha256(), 0
@@ -82,7 +82,9 @@ def write(pieces: Sequence[sparse.Piece], to: Path, *, cid: int) -> str:
                 directory[current] = at // _SECTOR
                 put(struct.pack(f"<{_TABLE}I", *table))
 
-        for number, packed in _packed(blocks):
+        for block, packed in blockpack.compressed(blocks, CODEC, kept=kept):
+            assert packed is not None
+            number = block.number
             if number // _TABLE != current:
                 close_table()
                 table, current = [0] * _TABLE, number // _TABLE
@@ -111,21 +113,3 @@ def _header(sectors: int, directory: int) -> bytes:
 def _marker(kind: int, size: int) -> bytes:
     """What stands before a table of ``size`` bytes, in a sector of its own."""
     return struct.pack("<QII", -(-size // _SECTOR), 0, kind).ljust(_SECTOR, b"\0")
-
-
-def _packed(blocks: Sequence[Block]) -> Iterator[tuple[int, bytes]]:
-    """Each block's number and its compressed bytes, in order; zlib works on all processors meanwhile."""
-    workers = os.cpu_count() or 1
-    with ThreadPoolExecutor(workers, thread_name_prefix="vmdk") as pool:
-        ahead: deque[tuple[int, Future[bytes]]] = deque()
-        for block in blocks:
-            ahead.append((block.number, pool.submit(_pack, block)))
-            if len(ahead) > 8 * workers:
-                number, done = ahead.popleft()
-                yield number, done.result()
-        for number, done in ahead:
-            yield number, done.result()
-
-
-def _pack(block: Block) -> bytes:
-    return zlib.compress(block.read().ljust(_GRAIN, b"\0"), LEVEL)

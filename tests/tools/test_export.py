@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tarfile
 import xml.etree.ElementTree as ElementTree
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from conda_appliance import export, formats, layers, ova, process, sparse
+from conda_appliance import export, formats, layers, ova, process, resources, sparse
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import CommandFailed
 
@@ -269,6 +270,46 @@ def test_an_insert_lands_in_its_place_and_nothing_else_moves(disk: Path, tmp_pat
     with disk.open("rb") as file:
         file.seek(16 << 20)
         assert file.read(1 << 20) == bytes(1 << 20), "the kept disk stays as it is"
+
+
+@pytest.mark.parametrize("compression", ["zstd", "zlib"])
+def test_what_is_kept_compressed_gives_the_same_bytes(disk: Path, tmp_path: Path, compression: str) -> None:
+    """What lies over a kept disk changes some of its blocks; the others are compressed once, for this and for later."""
+    memory = os.memfd_create("over")
+    os.truncate(memory, SIZE)
+    for at, content in (((5 << 20) + 4096, b"y" * 4096), ((90 << 20), os.urandom(70_000))):
+        os.pwrite(memory, content, at)
+    over = sparse.Piece(path=Path(f"/proc/{os.getpid()}/fd/{memory}"), at=0, over=True)
+    packed = tmp_path / "packed"
+    packed.write_bytes(os.urandom(150_001))
+    pieces = [sparse.Piece(path=packed, at=32 << 20, packed=True), over]
+    wanted = tmp_path / "wanted.raw"
+    sparse.write([sparse.Piece(path=disk, at=0), *pieces], {wanted: b""})
+    image = definition(disk={"compression": compression})
+    more: dict[str, Any] = {
+        "image": image.model_copy(update={"disk": image.disk.model_copy(update={"size": SIZE})}),
+        "inserts": pieces,
+    }
+    store = layers.Store(tmp_path / "layers")
+    kept = {"around": "a" * 64, "store": store}
+    plain = made(disk, tmp_path / "plain", ["qcow2", "vmdk"], **more)
+    first = made(disk, tmp_path / "first", ["qcow2", "vmdk"], **more, **kept)
+    entries = {one.folder: one.folder.stat().st_mtime_ns for one in store.entries()}
+    again = made(disk, tmp_path / "again", ["qcow2", "vmdk"], **more, **kept)
+    os.close(memory)
+    for form in ("qcow2", "vmdk"):
+        digests = {forms[form].record.sha256 for forms in (plain, first, again)}
+        assert digests == {resources.sha256_of(plain[form].path)}
+        process.run(["qemu-img", "compare", "-f", "raw", "-F", form, wanted, plain[form].path])
+    assert len(entries) == 2, "one for each way to compress"
+    assert {one.folder: one.folder.stat().st_mtime_ns for one in store.entries()} == entries, "made once"
+    said = json.loads(process.run(["qemu-img", "info", "--output=json", plain["qcow2"].path]).stdout)
+    assert said["format-specific"]["data"]["compression-type"] == compression
+    checked = json.loads(process.run(["qemu-img", "check", "--output=json", plain["qcow2"].path]).stdout)
+    assert checked["compressed-clusters"] > 80
+    assert checked["allocated-clusters"] - checked["compressed-clusters"] >= 50, (
+        "what does not compress is as it is"
+    )
 
 
 def test_what_packer_leaves_is_an_overlay(disk: Path, tmp_path: Path) -> None:

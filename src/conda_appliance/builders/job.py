@@ -86,8 +86,7 @@ class DiskImage:
     """A disk that a builder left: ``format`` as qemu-img says it. It may have another disk as its backing file.
 
     ``key`` names its content where the builder gives the same bytes each time. ``inputs`` are the SHA-256 of what it
-    was made from. ``inserts`` are yet to be written into it, and where one that is compressed begins with what is there
-    already, ``around`` is the digest of that.
+    was made from. ``inserts`` are yet to be written into it, and ``around`` is the digest of what is there already.
     One in memory (``memory`` is its descriptor) or in a folder of its own (``scratch``) goes with `release`; any other
     is a layer of the cache. ``boxed`` is the disk of a Vagrant box, where the builder can make one.
     """

@@ -277,7 +277,7 @@ def split(parts: Parts, step: log.Step) -> DiskImage:
         key=layers.digest_of([around.key, image.key]),
         inputs=parts.inputs(),
         around=around.key,
-        inserts=(Piece(path=image.path, at=slot.start * disk.SECTOR),),
+        inserts=(Piece(path=image.path, at=slot.start * disk.SECTOR, packed=True),),
     )
 
 

@@ -72,7 +72,8 @@ class _Plain:
             made, to = self._scratch(made)
         else:
             to = Path(f"/proc/{os.getpid()}/fd/{memory}")
-            made = replace(made, path=whole, inserts=(Piece(path=to, at=0, over=True),), memory=memory)
+            over = (Piece(path=to, at=0, over=True),)
+            made = replace(made, path=whole, inserts=over, around=filled.key, memory=memory)
         try:
             if memory is None:
                 layers.copy(whole, to)
