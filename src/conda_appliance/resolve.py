@@ -80,7 +80,8 @@ def channels(
     found = []
     for name in image.conda.channels:
         if name == STARTER:
-            recipes = resources.find("channel", project(path))
+            # By the file that makes it one: a project's folder of that name may be anything.
+            recipes = resources.find("channel/channel.yaml", project(path)).parent
             folder = channel.build(
                 recipes, cache.root, image.platform.name, on_progress=progress, refresh=refresh
             )

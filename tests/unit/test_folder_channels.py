@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from conda_appliance import resolve
+from conda_appliance import channel, resolve, resources, sources
+from conda_appliance.definition import load_image
 from conda_appliance.errors import LockError
 from conda_appliance.lock import CondaPackage
 
@@ -32,3 +33,25 @@ def test_packages_that_a_channel_has_no_more_are_named(tmp_path: Path) -> None:
     with pytest.raises(LockError, match=r"starter/noarch/gone-1\.0-h0_0\.conda") as caught:
         resolve._require_in_folders([package("here"), package("gone")], places, Path("hello.yaml"))
     assert caught.value.hint == "conda-appliance lock --upgrade hello.yaml"
+
+
+def test_a_projects_folder_of_that_name_is_not_the_starter_channel_without_recipes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[Path] = []
+
+    def build(recipes: Path, *_args: object, **_options: object) -> Path:
+        built.append(recipes)
+        return tmp_path
+
+    monkeypatch.setattr(channel, "build", build)
+    definition = tmp_path / "own.yaml"
+    definition.write_text(
+        "name: own\nversion: 1.0.0\nbase: {debian: trixie}\n"
+        "conda: {channels: [starter], environments: {base: {dependencies: [python]}}}\n"
+    )
+    (tmp_path / "channel/noarch").mkdir(parents=True)
+    for _ in range(2):
+        resolve.channels(load_image(definition), definition, sources.Cache(tmp_path / "cache"), print)
+        (tmp_path / "channel/channel.yaml").touch()
+    assert built == [resources.shipped() / "channel", tmp_path / "channel"]
