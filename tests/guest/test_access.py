@@ -49,9 +49,13 @@ def test_sshd_is_configured_for_keys_only(as_root):
 
 
 def test_the_consoles_say_where_and_how_to_log_in(host, appliance):
-    lines = host.file("/etc/issue").content_string.splitlines()
+    lines = host.file("/etc/issue.d/conda-appliance.issue").content_string.splitlines()
     assert f"Log in:  ssh {appliance.user}@\\4" in "\n".join(lines)
     assert "Address: \\4 \\6" in lines
+    shown = host.check_output(
+        "script --quiet --command '/sbin/agetty --show-issue' /dev/null"
+    )  # it wants a terminal
+    assert f"Log in:  ssh {appliance.user}@" in shown
 
 
 def test_no_account_has_a_password(as_root):
