@@ -53,6 +53,7 @@ emulation    4 whether this host runs another platform's programs, and how those
 qemu         4 QEMU's command line, firmware and control protocol
 recipes      3 the recipes of a channel that is built here
 sources      3 the only network: verified downloads into the cache
+render       3 the only Jinja; StrictUndefined; values as words of what reads them
 disctree     4 what a disc will hold: its tree, its SHA256SUMS, its names
 packed       4 trees of files → one read-only file system in a file
 machines     4 a batch of machines, YAML or CSV → what each one's seed disc holds
@@ -63,7 +64,9 @@ workspace_python 1 a pyproject.toml's own words → features of a pixi workspace
 environments 4 an environment as its user describes it → what is asked of channels and PyPI
 inventory    4 what a machine should hold, path by path: what appliance-verify on it compares with
 git          4 a git repository at a commit → its files as one tar
-render       4 → BuildTree; the only Jinja; StrictUndefined
+units        4 a definition's services → their units, for a machine, a disc, an installation
+playbook     5 a definition with its lock → what happens in the machine: playbook, variables, files
+buildtree    6 → BuildTree: the folder in which Packer makes the image
 manifest     4 manifest.json, SHA256SUMS
 importable   4 whether what could be imported in an environment still can
 slim_rules   4 what of an environment each part of `slim` is
@@ -86,7 +89,7 @@ bill         6 what an appliance is made of → one bill of materials
 lockfiles    6 locks of other tools, in and out: pixi.lock, conda-lock.yml, @EXPLICIT
 programs     6 what services run beside packages: PEX, zipapp, wheel, git, frozen → files of the machine
 payload      6 conda packages → the linked environments, as a tree and on the payload disc
-seed         6 keys and a host name → the NoCloud disc that cloud-init reads
+seed         7 keys and a host name → the NoCloud disc that cloud-init reads
 basedisk     6 a Debian root file system or a cloud image → the disk that Packer starts from
 machine      6 Machine: QEMU, serial log, SSH; the only paramiko
 export       6 disk image → artifacts, side by side
@@ -101,7 +104,7 @@ plain        7 environments → a tar for any prefix, and an installer in one fi
 userspace_disc 7 environments and mount.sh → the disc that a machine runs them from
 builders/    8 a Protocol; packer.py boots the base, rootfs.py does not; both run the playbook
 catalog      7 the boxes of several versions → the catalog that Vagrant adds and updates from
-check        7 testinfra on a Machine → CheckReport
+check        8 testinfra on a Machine → CheckReport
 results      7 out/NAME/: finished builds, the latest, what a failure left
 identity     8 a build's id: the hash of everything that decides the image
 shipping     9 what a build ships: the disk's forms, boxes, what is made from the environments alone

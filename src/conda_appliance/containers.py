@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from conda_appliance import bootstrap, layers, payload, process, render, resources, trees
+from conda_appliance import bootstrap, layers, payload, playbook, process, resources, trees
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.definition_services import Service
 from conda_appliance.errors import BuildError, UsageError
@@ -230,7 +230,7 @@ def _files(shipment: Shipment, work: Path) -> Blob:
     """The definition's files, and the service's user with a folder of its own."""
     image = shipment.image
     root, to = work / "files", work / "files.layer"
-    render.lay_files(image, shipment.folder, root)
+    playbook.lay_files(image, shipment.folder, root)
     service = _service(image)
     home = root / f"var/lib/{service.name if service else image.name}"
     home.mkdir(parents=True)

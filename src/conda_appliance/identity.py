@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 
-from conda_appliance import lock, manifest, render, resolve, resources
+from conda_appliance import lock, manifest, playbook, render, resolve, resources
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import UsageError
 
@@ -37,7 +37,7 @@ def identify(image: ImageDefinition, locked: lock.Lock, path: Path) -> str:
         "container": []
         if image.container.base == "system"
         else [manifest.tree_digest([folder / image.container.base])],
-        "keys": render.public_keys(image, folder),
+        "keys": playbook.public_keys(image, folder),
         "data": {
             name: manifest.tree_digest([root / name])
             for name in ("playbooks", "templates", "iso")

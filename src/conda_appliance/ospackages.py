@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from conda_appliance import contract, layers, process, relocation, render, resources, trees
+from conda_appliance import contract, layers, playbook, process, relocation, render, resources, trees, units
 from conda_appliance.errors import UsageError
 from conda_appliance.installation import Shipment
 
@@ -67,14 +67,14 @@ def parts(shipment: Shipment) -> dict[str, object]:
             trees.digest(trees.dump(trees.listing(folder / Path(item.source).expanduser(), times=False)))
             for item in image.files
         ],
-        "units": [unit.system for unit in render.payload_units(image, project=shipment.project)],
-        "users": render.payload_users(image, project=shipment.project),
+        "units": [unit.system for unit in units.payload_units(image, project=shipment.project)],
+        "users": units.payload_users(image, project=shipment.project),
         "templates": [path.read_text(encoding="utf-8") for path in sorted(templates.iterdir())],
         "platform": image.platform.name,
         "environment": shipment.linked.sha256,
         "glibc": contract.of(shipment.lock.conda.virtual_packages).glibc,
         "epoch": shipment.epoch,
-        "code": layers.code(__file__, render.__file__, relocation.__file__),
+        "code": layers.code(__file__, render.__file__, units.__file__, relocation.__file__),
     }
 
 
@@ -158,7 +158,7 @@ class _Staged:
         image = shipment.image
         prefix = image.conda.prefix
         root.mkdir()
-        render.lay_files(image, shipment.folder, root)
+        playbook.lay_files(image, shipment.folder, root)
         place = root / prefix[1:]
         if place.exists():
             raise UsageError(
@@ -166,15 +166,15 @@ class _Staged:
             )
         place.parent.mkdir(parents=True, exist_ok=True)
         process.run(["cp", "-a", "--no-preserve=ownership", shipment.tree, place])
-        units = render.payload_units(image, project=shipment.project)
-        if units:
+        services = units.payload_units(image, project=shipment.project)
+        if services:
             (root / _WANTED).mkdir(parents=True)
-            for unit in units:
+            for unit in services:
                 _text(root / _UNITS / f"{unit.name}.service", _placed(unit.system, image.name, prefix))
                 (root / _WANTED / f"{unit.name}.service").symlink_to(f"../{unit.name}.service")
             users = root / f"usr/lib/sysusers.d/{image.name}.conf"
             users.parent.mkdir(parents=True)
-            _text(users, render.payload_users(image, project=shipment.project))
+            _text(users, units.payload_users(image, project=shipment.project))
         sections = shipment.lock.conda.environments.values()
         values = {
             "name": image.name,
@@ -185,7 +185,7 @@ class _Staged:
             "maintainer": image.package.maintainer,
             "license": image.package.license,
             "year": datetime.fromtimestamp(shipment.epoch, UTC).year,
-            "services": [unit.name for unit in units],
+            "services": [unit.name for unit in services],
             "architecture": image.platform.debian,
             "glibc": contract.of(shipment.lock.conda.virtual_packages).glibc,
             "kilobytes": -(-sum(about.st_size for _, about in trees.walk(root)) // 1024),

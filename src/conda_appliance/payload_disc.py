@@ -12,7 +12,18 @@ import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from conda_appliance import disc, installation, package, payload, relocation, render, resources, trees
+from conda_appliance import (
+    disc,
+    installation,
+    package,
+    payload,
+    playbook,
+    relocation,
+    render,
+    resources,
+    trees,
+    units,
+)
 from conda_appliance.definition import ImageDefinition, load_disc
 from conda_appliance.disctree import Input
 from conda_appliance.layers import Store
@@ -37,7 +48,7 @@ def make(
 
     ``folder`` is the definition's, ``project`` may have an ``iso/`` and ``templates/`` of its own, ``archives`` are the
     packages by SHA-256, ``work`` is an empty folder for what is only needed meanwhile. With ``channel`` the disc is an
-    offline conda channel too. Raises as `payload.environment`, `render.payload_units` and `disc.write` do.
+    offline conda channel too. Raises as `payload.environment`, `units.payload_units` and `disc.write` do.
     """
     payload.require_finished(lock, "a payload disc")
     linked = payload.of_image(definition, lock, archives, store=store, epoch=epoch, progress=progress)
@@ -45,7 +56,7 @@ def make(
     tree = linked.path / prefix.lstrip("/")
     root = work / "root"
     root.mkdir()
-    render.lay_files(definition, folder, root)
+    playbook.lay_files(definition, folder, root)
     progress("finding where the environments name their prefix")
     found = relocation.find(tree, prefix, lock, archives)
     installer = work / "installer"
@@ -77,14 +88,16 @@ def _write_installer(
     """What ``install.sh`` reads, each file in the form that suits a shell's ``read``."""
     to.mkdir()
     installation.copy_scripts(to, project)
-    units = render.payload_units(definition, project=project)
+    services = units.payload_units(definition, project=project)
     for kind in ("system", "user"):
         (to / kind).mkdir()
-    for unit in units:
+    for unit in services:
         installation.lines(to / "system" / f"{unit.name}.service", unit.system.splitlines())
         installation.lines(to / "user" / f"{unit.name}.service", unit.user.splitlines())
-    installation.lines(to / "services", [f"{unit.name} {unit.port or '-'} {unit.command}" for unit in units])
-    installation.lines(to / "sysusers.conf", render.payload_users(definition, project=project).splitlines())
+    installation.lines(
+        to / "services", [f"{unit.name} {unit.port or '-'} {unit.command}" for unit in services]
+    )
+    installation.lines(to / "sysusers.conf", units.payload_users(definition, project=project).splitlines())
     below = {f"tree/{path}": about for path, about in trees.walk(tree) if path != "."}
     outside = {f"root/{path}": about for path, about in trees.walk(root) if path != "."}
     installation.require_plain([*below, *outside], "a payload disc")

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from conda_appliance import definition, disc, render, resources
+from conda_appliance import buildtree, definition, disc, render, resources
 from conda_appliance.machines import Machine
 
 
@@ -60,7 +60,7 @@ def for_machine(
     return pack(files, to, epoch=epoch, project=project)
 
 
-def for_build(tree: render.BuildTree, *, epoch: int, project: Path | None = None) -> Path:
+def for_build(tree: buildtree.BuildTree, *, epoch: int, project: Path | None = None) -> Path:
     """Write the seed disc of a build from the files in its ``seed/`` folder."""
     files = {name: path.read_text(encoding="utf-8") for name, path in tree.seed_sources().items()}
     return pack(files, tree.seed, epoch=epoch, project=project)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from conda_appliance import disc, layers, packed, payload, render, resources, trees
+from conda_appliance import disc, layers, packed, payload, playbook, render, resources, trees, units
 from conda_appliance.definition import ImageDefinition, load_disc
 from conda_appliance.disctree import Input
 from conda_appliance.layers import Layer, Store
@@ -83,7 +83,7 @@ def make(
     marks, root = work / "marks", work / "root"
     _mark(marks, lock, linked.path, places, project)
     root.mkdir()
-    render.lay_files(definition, folder, root)
+    playbook.lay_files(definition, folder, root)
     _write_setup(work / "setup", definition, root, places, project)
     inputs: dict[str, Input] = {
         "mount.sh": resources.find("iso/userspace/mount.sh", project),
@@ -177,11 +177,11 @@ def _write_setup(
     }
     for name in ("disc.mount", "environment.mount", "service.conf", "device.conf"):
         _write(to / name, render.text(f"userspace/{name}.j2", project=project, **common))
-    units = render.disc_units(definition, environments=f"{places.state}/environments", project=project)
-    for service, text in units.items():
+    services = units.disc_units(definition, environments=f"{places.state}/environments", project=project)
+    for service, text in services.items():
         _write(to / "services" / f"{service}.service", text)
-    _write(to / "services/names", "".join(f"{service}\n" for service in units))
-    _write(to / "sysusers.conf", render.payload_users(definition, project=project))
+    _write(to / "services/names", "".join(f"{service}\n" for service in services))
+    _write(to / "sysusers.conf", units.payload_users(definition, project=project))
     outside = [path for path, _ in trees.walk(root) if path != "." and not (root / path).is_dir()]
     _write(to / "root.paths", "".join(f"{path}\n" for path in outside))
     _write(to / "about", "".join(f"{line}\n" for line in _about(definition, places)))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from conda_appliance import ansible, definition, process, render, resources, seed
+from conda_appliance import ansible, buildtree, definition, process, resources, seed
 from conda_appliance.builders import packer
 from conda_appliance.errors import BuildError, ToolMissing
 from conda_appliance.lock import CondaSection, Lock
@@ -22,21 +22,21 @@ LOCK = Lock(name="hello", digest="0" * 64, tools={}, conda=CondaSection(virtual_
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> render.BuildTree:
+def tree(tmp_path: Path) -> buildtree.BuildTree:
     """Hello's build tree over an empty disk, with the stand-in for QEMU; it waits five seconds for SSH."""
     return make_tree(tmp_path)
 
 
-def make_tree(folder: Path) -> render.BuildTree:
+def make_tree(folder: Path) -> buildtree.BuildTree:
     base, payload = folder / "base.qcow2", folder / "payload, with a comma.iso"
     process.run(["qemu-img", "create", "-q", "-f", "qcow2", base, "1G"])
     payload.write_bytes(bytes(2048))
-    made = render.build_tree(
+    made = buildtree.build_tree(
         definition.load_image(HELLO),
         LOCK,
         folder=HELLO.parent,
         into=folder / "build",
-        inputs=render.MachineInputs(
+        inputs=buildtree.MachineInputs(
             base_disk=base,
             base_sha256=resources.sha256_of(base),
             payload=payload,
@@ -73,7 +73,7 @@ def left_in_tmp() -> list[Path]:
     return list(Path("/tmp").glob(f"conda-appliance-{mark}-*"))
 
 
-def failure(tree: render.BuildTree, tmp_path: Path) -> BuildError:
+def failure(tree: buildtree.BuildTree, tmp_path: Path) -> BuildError:
     with pytest.raises(BuildError) as raised:
         packer.run(tree, logs=tmp_path / "logs", step=Step("build"))
     assert left_running() == []
@@ -162,7 +162,7 @@ def test_an_interrupt_ends_packer_and_its_qemu(tree, qemu, tmp_path, number):
     assert left_in_tmp() == []
 
 
-def when_running(tree: render.BuildTree, act) -> None:
+def when_running(tree: buildtree.BuildTree, act) -> None:
     """Call ``act`` once the stand-in for QEMU runs."""
     deadline = time.monotonic() + 60
     while not tree.pid_file.exists() and time.monotonic() < deadline:

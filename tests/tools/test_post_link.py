@@ -19,6 +19,7 @@ from conda_appliance import (
     first_boot,
     package,
     payload,
+    playbook,
     prefix_check,
     process,
     relocation,
@@ -405,7 +406,7 @@ def test_the_machine_is_told_to_run_them_before_its_services(place: Place) -> No
     image = place.image.model_copy(
         update={"services": (definition.Service(name="web", command="helper", port=80),)}
     )
-    values = render.playbook_variables(image, locked, place.folder)
+    values = playbook.variables(image, locked, place.folder)
     role = POST_LINK.parents[1]
     task = {
         "hosts": "localhost",

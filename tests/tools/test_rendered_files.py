@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conda_appliance import ansible, process, render, resources
+from conda_appliance import ansible, buildtree, playbook, process, render, resources
 from conda_appliance.builders import packer
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import UsageError
@@ -43,7 +43,7 @@ def definition(**changed):
     return ImageDefinition.model_validate(plain | changed)
 
 
-def tree(image, folder: Path, *, version=(1, 6, 6), into="build", **inputs) -> render.BuildTree:
+def tree(image, folder: Path, *, version=(1, 6, 6), into="build", **inputs) -> buildtree.BuildTree:
     given = {
         "base_disk": Path("/cache/base.qcow2"),
         "base_sha256": "1" * 64,
@@ -52,12 +52,12 @@ def tree(image, folder: Path, *, version=(1, 6, 6), into="build", **inputs) -> r
         "ansible_playbook": Path("/venv/bin/ansible-playbook"),
         "cpus": 2,
     }
-    return render.build_tree(
+    return buildtree.build_tree(
         image,
         LOCK,
         folder=folder,
         into=folder / into,
-        inputs=render.MachineInputs(**(given | inputs)),
+        inputs=buildtree.MachineInputs(**(given | inputs)),
         packer_version=version,
         project=folder,
     )
@@ -97,7 +97,7 @@ def test_packer_accepts_it(tmp_path, version):
     made = tree(
         definition(), tmp_path, version=version, base_disk=base, ansible_playbook=ansible.playbook_program()
     )
-    if packer.version_numbers() < render.PLUGINS_SINCE <= version:
+    if packer.version_numbers() < buildtree.PLUGINS_SINCE <= version:
         # The one file that an old Packer cannot read; the others are the same for every version.
         (made.folder / "plugins.pkr.hcl").unlink()
     process.run(["packer", "validate", made.folder], env={"CHECKPOINT_DISABLE": "1"})
@@ -119,7 +119,7 @@ def test_packer_reads_a_quoted_value_as_itself(tmp_path):
     process.run(["packer", "validate", tmp_path], env={"CHECKPOINT_DISABLE": "1"})
 
 
-def play(folder: Path, tasks: list, made: render.BuildTree, **variables) -> None:
+def play(folder: Path, tasks: list, made: buildtree.BuildTree, **variables) -> None:
     """Run tasks on this host with the rendered variables, as the roles of ``app`` do."""
     playbook = made.folder / "playbook/test.yml"
     playbook.write_text(
@@ -170,7 +170,7 @@ def test_ansible_takes_a_definitions_text_as_it_is(tmp_path):
 
 def made_exec(command: str) -> str:
     service = definition(services=[{"name": "web", "command": command}])
-    return render.playbook_variables(service, LOCK, Path())["services"][0]["exec_start"]
+    return playbook.variables(service, LOCK, Path())["services"][0]["exec_start"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="write_files gives what it writes to root")

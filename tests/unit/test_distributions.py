@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from conda_appliance import definition, render
+from conda_appliance import definition, playbook
 from conda_appliance.errors import DefinitionError
 
 HEAD = "name: hello\nversion: 1.0\nbase: {debian: trixie}\nconda:\n  channels: [conda-forge]\n"
@@ -109,9 +109,9 @@ def test_a_definition_without_one_asks_for_the_lock_that_it_always_did(tmp_path:
 
 def test_the_machines_settings_may_name_other_channels(tmp_path: Path) -> None:
     plain = "environments:\n  base: {dependencies: [python]}\n"
-    assert render.machine_channels(load(tmp_path, plain)) == ["conda-forge"]
+    assert playbook.machine_channels(load(tmp_path, plain)) == ["conda-forge"]
     made = load(
         tmp_path, plain + "settings: {channels: ['https://conda.example.com/main'], always_yes: true}"
     )
-    assert render.machine_channels(made) == ["https://conda.example.com/main"]
+    assert playbook.machine_channels(made) == ["https://conda.example.com/main"]
     assert made.conda.settings["always_yes"] is True

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from conda_appliance import inventory, render, trees
+from conda_appliance import inventory, playbook, trees
 from conda_appliance.builders import Job
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import UsageError
@@ -122,7 +122,7 @@ def test_a_builder_that_has_laid_the_files_down_and_one_that_has_not_write_the_s
         epoch=0,
         identity="c0ffee",
     )
-    render.lay_files(job.image, tmp_path, tmp_path / "laid")
+    playbook.lay_files(job.image, tmp_path, tmp_path / "laid")
     assert job.inventory(linked) == job.inventory(linked, tmp_path / "laid")
     assert f"/opt/app/run//file 640 0:0 {EMPTY}" in job.inventory(linked)
 

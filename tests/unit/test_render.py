@@ -6,7 +6,7 @@ import jinja2
 import pytest
 import yaml
 
-from conda_appliance import render, trees
+from conda_appliance import playbook, render, trees
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import UsageError
 from conda_appliance.lock import CondaSection, Lock
@@ -29,7 +29,7 @@ def definition(**changed):
 
 
 def variables(tmp_path, **changed):
-    return render.playbook_variables(definition(**changed), LOCK, tmp_path)
+    return playbook.variables(definition(**changed), LOCK, tmp_path)
 
 
 def test_hcl_strings_are_literal():
@@ -144,7 +144,7 @@ def test_channels_of_the_host_do_not_reach_the_machine(tmp_path):
 
 
 def test_a_machine_tells_what_it_is():
-    facts = json.loads(render.appliance_facts(definition(summary=NASTY), LOCK, "c0ffee"))
+    facts = json.loads(playbook.appliance_facts(definition(summary=NASTY), LOCK, "c0ffee"))
     assert facts["name"] == "box"
     assert facts["version"] == "1.10"
     assert facts["summary"] == NASTY
@@ -154,25 +154,25 @@ def test_a_machine_tells_what_it_is():
 
 def test_only_its_facts_name_a_build(tmp_path):
     for name, locked in (("one", LOCK), ("other", LOCK.model_copy(update={"digest": "1" * 64}))):
-        render.playbook_tree(definition(), locked, folder=tmp_path, into=tmp_path / name, identity=name)
+        playbook.tree(definition(), locked, folder=tmp_path, into=tmp_path / name, identity=name)
     one, other = (trees.listing(tmp_path / name, times=False) for name in ("one", "other"))
-    assert {path for path in one if one[path] != other[path]} == {f"playbook/{render.FACTS}"}
+    assert {path for path in one if one[path] != other[path]} == {f"playbook/{playbook.FACTS}"}
     assert one.keys() == other.keys()
 
 
 def test_public_keys_come_from_files_and_lines(tmp_path):
     (tmp_path / "team.pub").write_text(f"# the team\n\n{KEY} one\n{KEY}  two\n")
     access = {"keys": ["team.pub", f"{KEY} three", f"{KEY} one"]}
-    keys = render.public_keys(definition(access=access), tmp_path)
+    keys = playbook.public_keys(definition(access=access), tmp_path)
     assert keys == [f"{KEY} one", f"{KEY} two", f"{KEY} three"]
 
 
 def test_a_key_cannot_bring_a_second_line(tmp_path):
-    keys = render.public_keys(definition(access={"keys": [f"{KEY} me\nssh-rsa AAAA intruder"]}), tmp_path)
+    keys = playbook.public_keys(definition(access={"keys": [f"{KEY} me\nssh-rsa AAAA intruder"]}), tmp_path)
     assert keys == [f"{KEY} me ssh-rsa AAAA intruder"]
 
 
 def test_a_private_key_is_refused(tmp_path):
     (tmp_path / "id").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n")
     with pytest.raises(UsageError, match="holds no public key"):
-        render.public_keys(definition(access={"keys": ["id"]}), tmp_path)
+        playbook.public_keys(definition(access={"keys": ["id"]}), tmp_path)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from conda_appliance import render, resources
+from conda_appliance import playbook, resources
 from conda_appliance.builders import Job, rootfs, rootfs_disk
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.layers import Layer, Store
@@ -140,7 +140,7 @@ def test_the_shipped_playbook_is_told_no_name(tmp_path: Path, linked: Layer) -> 
     other = job(tmp_path, project=resources.shipped(), name="other", version="2")
     assert not rootfs.reads(one, linked).name
     said = [
-        render.playbook_settings(each.image, each.lock, folder=each.folder, project=each.project, named=named)
+        playbook.settings(each.image, each.lock, folder=each.folder, project=each.project, named=named)
         for named in (False, True)
         for each in (one, other)
     ]

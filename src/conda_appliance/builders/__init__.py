@@ -10,8 +10,8 @@ from typing import Protocol
 
 from conda_appliance.builders import packer, rootfs
 from conda_appliance.builders.job import Boxed, DiskImage, Job
+from conda_appliance.buildtree import BuildTree
 from conda_appliance.definition import ImageDefinition
-from conda_appliance.render import BuildTree
 
 __all__ = ["BUILDERS", "Boxed", "Builder", "DiskImage", "Job"]
 

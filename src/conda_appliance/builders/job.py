@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from conda_appliance import bill, inventory, log, payload, render, resources
+from conda_appliance import bill, inventory, log, payload, playbook, resources
 from conda_appliance.bill import Bill
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.layers import Layer, Store
@@ -64,7 +64,7 @@ class Job:
         if files is not None:
             return inventory.text(self.image, linked, files)
         with resources.work_folder(self.store.root / "work", f"{self.image.name}-files") as work:
-            render.lay_files(self.image, self.folder, work / "files")
+            playbook.lay_files(self.image, self.folder, work / "files")
             return inventory.text(self.image, linked, work / "files")
 
     @cached_property

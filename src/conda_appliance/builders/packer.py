@@ -26,6 +26,7 @@ from conda_appliance import (
     accelerator,
     ansible,
     basedisk,
+    buildtree,
     cyclonedx,
     log,
     machine,
@@ -34,13 +35,12 @@ from conda_appliance import (
     resources,
     seed,
 )
-from conda_appliance import render as rendering
 from conda_appliance.builders.job import DiskImage, Job
 from conda_appliance.builders.packer_output import Progress, decode, hopeless, parse_version, plain_console
+from conda_appliance.buildtree import BuildTree, Version
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import DISK_FULL, BuildError, ToolMissing
 from conda_appliance.log import Step
-from conda_appliance.render import BuildTree, Version
 
 #: The oldest Packer that reads what is rendered (Debian 12's).
 OLDEST: Version = (1, 6, 0)
@@ -150,12 +150,12 @@ def render(job: Job, into: Path) -> BuildTree:
         step.note(resources.size_text(load.size))
     with log.step("Render the Packer and Ansible files"):
         chosen = accelerator.accelerator()
-        tree = rendering.build_tree(
+        tree = buildtree.build_tree(
             job.image,
             job.lock,
             folder=job.folder,
             into=into,
-            inputs=rendering.MachineInputs(
+            inputs=buildtree.MachineInputs(
                 base_disk=base.path,
                 base_sha256=base.sha256,
                 payload=load.path,

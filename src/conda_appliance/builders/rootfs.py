@@ -23,6 +23,7 @@ from conda_appliance import (
     layers,
     log,
     namespace,
+    playbook,
     process,
     resources,
     trees,
@@ -35,10 +36,10 @@ from conda_appliance.builders.job import Boxed, DiskImage, Job
 from conda_appliance.builders.packer_output import Progress, Said
 from conda_appliance.builders.rootfs_disk import FACTS, LOCK, Parts, split, told
 from conda_appliance.builders.rootfs_plain import plain
+from conda_appliance.buildtree import BuildTree
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import BuildError, CommandFailed
 from conda_appliance.layers import Layer
-from conda_appliance.render import BuildTree
 
 
 def tools(image: ImageDefinition) -> tuple[str, ...]:
@@ -62,7 +63,7 @@ def _by_hand(job: Job) -> str:
 def render(job: Job, into: Path) -> BuildTree:
     """Write the playbook, its variables and the definition's files."""
     into.mkdir(parents=True)
-    rendering.playbook_tree(
+    playbook.tree(
         job.image, job.lock, folder=job.folder, into=into, project=job.project, identity=job.identity
     )
     (into / "README.md").write_text(_by_hand(job), encoding="utf-8")
@@ -204,11 +205,9 @@ def _provisioned(
     """What the playbook changes, as the upper folder of an overlay."""
     seen = reads(job, linked)
     said = trees.listing(tree.folder, times=False)
-    said.pop(f"playbook/{rendering.FACTS}")  # the disk gets its own, as all that names the build
-    settings = rendering.playbook_settings(
-        job.image, job.lock, folder=job.folder, project=job.project, named=seen.name
-    )
-    said[f"playbook/{rendering.VARIABLES}"] = layers.digest_of([settings])
+    said.pop(f"playbook/{playbook.FACTS}")  # the disk gets its own, as all that names the build
+    settings = playbook.settings(job.image, job.lock, folder=job.folder, project=job.project, named=seen.name)
+    said[f"playbook/{playbook.VARIABLES}"] = layers.digest_of([settings])
     parts: layers.Parts = {
         "system": system.sha256,
         "environments": seen.environments,
@@ -222,7 +221,7 @@ def _provisioned(
     def make(to: Path, work: Path) -> None:
         run = work / "run"
         shutil.copytree(tree.folder / "playbook", run / "playbook")
-        (run / "playbook" / rendering.VARIABLES).write_text(settings, encoding="utf-8")
+        (run / "playbook" / playbook.VARIABLES).write_text(settings, encoding="utf-8")
         if seen.files:
             shutil.copytree(tree.folder / "files", run / "files", symlinks=True)
         else:

@@ -23,13 +23,14 @@ from conda_appliance import (
     namespace,
     overlay,
     packed,
+    playbook,
     process,
     trees,
 )
 from conda_appliance import render as rendering
 from conda_appliance.builders.job import DiskImage, Job
+from conda_appliance.buildtree import BuildTree
 from conda_appliance.layers import Layer
-from conda_appliance.render import BuildTree
 from conda_appliance.sparse import Piece
 
 #: What names a build on the machine, as paths from its root.
@@ -101,7 +102,7 @@ class Parts:
         """What names this very build on the machine: the playbook writes the same, perhaps for another one."""
         job = self.job
         return {
-            FACTS: rendering.appliance_facts(job.image, job.lock, job.identity),
+            FACTS: playbook.appliance_facts(job.image, job.lock, job.identity),
             LOCK: job.lock_text,
             bill.PLACE: self._sbom,
             inventory.PLACE: self._inventory,
@@ -115,7 +116,7 @@ class Parts:
         below = [*(one.path for one in self.changes()), self.system.path]
         before = next((found for tree in below if (found := tree / place).is_file()), None)
         said = before.read_text(encoding="utf-8") if before else ""
-        return {**rendering.machine_names(image, self.job.project), place: _hosts(said, image.name)}
+        return {**playbook.machine_names(image, self.job.project), place: _hosts(said, image.name)}
 
     def described(self) -> dict[str, Any]:
         """What decides a disk beside the trees on it."""
