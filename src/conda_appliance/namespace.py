@@ -27,7 +27,8 @@ trap 'exit 143' TERM INT
 cd "$WORK"
 mkdir -p root
 if [ -n "$UPPER" ]; then
-    mkdir -p overlay
+    rm -rf overlay  # one that was mounted as volatile is not mounted again
+    mkdir overlay
     OPTIONS="${OPTIONS}lowerdir=$LOWER,upperdir=$UPPER,workdir=overlay"
     # volatile (Linux 5.10): a program's fsync(2) is for a machine's disk, and this is none. Unmounting waits for none.
     mount -t overlay appliance -o "$OPTIONS,volatile" root 2>/dev/null ||
