@@ -44,8 +44,7 @@ def words(form: str, compression: str = "zstd") -> list[str]:
     """
     if form == "qcow2":
         packed = [] if compression == "none" else ["-c", "-o", f"compression_type={compression}"]
-        ours = codec(form, compression)
-        return ["-O", "qcow2", *packed, *([ours.name] if ours else [])]
+        return ["-O", "qcow2", *packed]
     if form in _QEMU:
         return ["-O", *_QEMU[form]]
     return {

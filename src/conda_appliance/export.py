@@ -133,8 +133,10 @@ class Exporter:
         if not self.key:
             return ""
         if form in ("qcow2", "raw"):
+            compression = self.image.disk.compression
+            codec = diskforms.codec(form, compression)
             ours = str(layers.code(blockpack.__file__, qcow2.__file__, sparse.__file__))
-            return source_of(self.key, form, self.image.disk.compression, ours)
+            return source_of(self.key, form, compression, ours, codec.name if codec else "")
         code = str(layers.code(*(str(one.__file__) for one in (blockpack, diskforms, ova, sparse, vmdk))))
         if form == "ova":
             text = ova.descriptor(self.image, disk="", size=0, project=self.project)

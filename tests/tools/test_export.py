@@ -316,6 +316,9 @@ def test_what_packer_leaves_is_an_overlay(disk: Path, tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.qcow2"
     process.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", disk, overlay])
     forms = made(overlay, tmp_path / "out", ["vhd", "raw.zst"], format="qcow2", key="")
+    alone = made(overlay, tmp_path / "alone", ["qcow2"], format="qcow2", key="")["qcow2"].path
+    process.run(["qemu-img", "compare", "-f", "raw", "-F", "qcow2", disk, alone])
+    assert "backing" not in process.run(["qemu-img", "info", alone]).stdout
     process.run(["qemu-img", "compare", "-f", "raw", "-F", "vpc", disk, forms["vhd"].path])
     process.run(["zstd", "-q", "-d", forms["raw.zst"].path, "-o", tmp_path / "again.raw"])
     process.run(["cmp", disk, tmp_path / "again.raw"])
