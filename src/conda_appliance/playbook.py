@@ -108,14 +108,14 @@ def variables(
 ) -> dict[str, Any]:
     """What the roles read: the definition, with every unit's words quoted for systemd.
 
-    Without ``named`` they have nothing of what names the machine: that comes from elsewhere.
+    Without ``named`` nothing in them names the machine: that comes from elsewhere, and a role that asks for it fails.
     """
     about = {"name": definition.name, "version": definition.version, "summary": definition.summary}
     names = machine_names(definition, project) if named else {}
     prefixes = {name: definition.prefix_of(name) for name in definition.conda.environments}
     return {
         "appliance": {
-            **(about if named else dict.fromkeys(about, "")),
+            **(about if named else {}),
             "boot": definition.base.boot,
             "files": [{"path": f"/{path}", "content": content} for path, content in names.items()],
         },
