@@ -238,19 +238,20 @@ def added(to: Path, trees: list[Path], held: set[int]) -> Written:
     return Written(to)
 
 
+def held_by(made: Written, folder: Path) -> dict[str, str]:
+    """What a disk's root file system holds, path by path; it is laid out in the new ``folder``."""
+    folder.mkdir()
+    made.debugfs(f"rdump / {folder}")
+    return listing(folder, times=False)
+
+
 def test_a_disk_that_is_added_to_holds_what_one_holds_that_is_written_at_once(
     trees: list[Path], environment: Path, tmp_path: Path
 ) -> None:
     stack = [trees[0], environment, trees[1]]
     once, twice = write(tmp_path / "once.raw", stack), added(tmp_path / "twice.raw", stack, {0, 2})
     process.run(["e2fsck", "-fn", twice.file_system])
-    found = []
-    for made, name in ((once, "once"), (twice, "twice")):
-        folder = tmp_path / name
-        folder.mkdir()
-        made.debugfs(f"rdump / {folder}")
-        found.append(listing(folder, times=False))
-    assert found[0] == found[1]
+    assert held_by(once, tmp_path / "once") == held_by(twice, tmp_path / "twice")
     assert "Links: 2" in twice.debugfs("stat /opt/conda/lib/large")
     assert twice.read("/etc/shared") == "of upper: 1, new\n"
     assert "Flags: 0x81000" in twice.debugfs("stat /opt/conda/lib"), "an index"
@@ -286,15 +287,10 @@ def test_what_upper_trees_deleted_or_replaced_goes_from_what_is_there(
             os.utime(path, (EPOCH, EPOCH), follow_symlinks=False)
     once, twice = write(tmp_path / "once.raw", stack), added(tmp_path / "twice.raw", stack, {2})
     process.run(["e2fsck", "-fn", twice.file_system])
-    found = []
-    for made, name in ((once, "once"), (twice, "twice")):
-        folder = tmp_path / name
-        folder.mkdir()
-        made.debugfs(f"rdump / {folder}")
-        found.append(listing(folder, times=False))
-    assert found[0] == found[1]
-    assert {"etc/other", "etc/shared/inside", "srv/old/new"} <= found[1].keys()
-    assert {"etc/one", "etc/lower", "var", "srv/old/d", "srv/old/c"}.isdisjoint(found[1])
+    found = held_by(twice, tmp_path / "twice")
+    assert found == held_by(once, tmp_path / "once")
+    assert {"etc/other", "etc/shared/inside", "srv/old/new"} <= found.keys()
+    assert {"etc/one", "etc/lower", "var", "srv/old/d", "srv/old/c"}.isdisjoint(found)
     assert "Links: 1" in twice.debugfs("stat /etc/other")
     assert once.header("Free blocks") == twice.header("Free blocks")
     assert once.header("Free inodes") == twice.header("Free inodes")

@@ -98,7 +98,6 @@ def prepare(job: Job, tree: BuildTree, *, logs: Path) -> Parts:
     with log.step("Run the playbook") as step:
         provisioned = _provisioned(job, tree, system, linked, logs, step)
         step.note(told(playbook=provisioned))
-    seen = reads(job, linked)
     return Parts(
         job=job,
         tree=tree,
@@ -106,8 +105,7 @@ def prepare(job: Job, tree: BuildTree, *, logs: Path) -> Parts:
         system=system,
         linked=linked,
         provisioned=provisioned,
-        files_apart=not seen.files,
-        name_apart=not seen.name,
+        files_apart=not reads(job, linked).files,
     )
 
 
@@ -142,13 +140,12 @@ def _lower(job: Job, step: log.Step) -> tuple[Layer, Layer]:
 class Reads:
     """What the playbook sees of a definition's parts: as long as this is the same, it does the same.
 
-    ``environments`` is what it asks of them; ``files`` whether it lays down the definition's files (else they are
-    laid over what it did). ``name`` is whether it names the machine (else that, too, is laid over it).
+    ``environments`` is what it asks of them; ``files`` whether it names the machine and then lays down the definition's
+    files (else both are laid over what it did).
     """
 
     environments: Mapping[str, str]
     files: bool
-    name: bool
 
 
 #: Where files may be laid down after the playbook instead of by it: no shipped role looks or writes there.
@@ -178,7 +175,7 @@ def reads(job: Job, linked: Layer) -> Reads:
         for prefix in prefixes.values()
     )
     if own or image.roles or scripts or inside:
-        return Reads(environments={"everything": linked.sha256}, files=True, name=own or bool(image.roles))
+        return Reads(environments={"everything": linked.sha256}, files=True)
     found = {}
     for name, prefix in prefixes.items():
         for path in ("conda-meta", ".condarc"):
@@ -190,7 +187,7 @@ def reads(job: Job, linked: Layer) -> Reads:
     theirs = any(
         program.startswith(to) or f"{program}/" == to for program in programs.values() for to in targets
     )
-    return Reads(environments=found, files=not apart or theirs, name=False)
+    return Reads(environments=found, files=not apart or theirs)
 
 
 def _program(command: str, prefix: str) -> str:
@@ -206,7 +203,9 @@ def _provisioned(
     seen = reads(job, linked)
     said = trees.listing(tree.folder, times=False)
     said.pop(f"playbook/{playbook.FACTS}")  # the disk gets its own, as all that names the build
-    settings = playbook.settings(job.image, job.lock, folder=job.folder, project=job.project, named=seen.name)
+    settings = playbook.settings(
+        job.image, job.lock, folder=job.folder, project=job.project, named=seen.files
+    )
     said[f"playbook/{playbook.VARIABLES}"] = layers.digest_of([settings])
     parts: layers.Parts = {
         "system": system.sha256,

@@ -53,7 +53,7 @@ def told(**found: Layer) -> str:
 class Parts:
     """What a disk is made from.
 
-    ``files_apart``: the playbook did not lay the definition's files down; ``name_apart``: nor did it name the machine.
+    ``files_apart``: the playbook neither named the machine nor laid the definition's files down.
 
     ``above`` lies over what the playbook changed, where a form has more than the machine itself. ``grub`` are the
     packages with the boot loader, where the host's own is for another platform.
@@ -65,7 +65,6 @@ class Parts:
     linked: Layer
     provisioned: Layer
     files_apart: bool
-    name_apart: bool
     above: Layer | None = None
     grub: Layer | None = None
 
@@ -110,7 +109,7 @@ class Parts:
 
     def names(self) -> dict[str, str]:
         """What names the machine (path → text), where the playbook has not."""
-        if not self.name_apart:
+        if not self.files_apart:
             return {}
         image, place = self.job.image, "etc/hosts"
         below = [*(one.path for one in self.changes()), self.system.path]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -62,56 +63,53 @@ class _Plain:
     def over(self, made: DiskImage, filled: Layer, rest: Additions) -> DiskImage:
         """``rest`` added to the disk ``filled``: in memory, what differs from it; else in a copy that is a file."""
         self.step.update("adding the environments")
-        need = sum(one.about.st_size for one in rest.paths) + (256 << 20)
-        memory = resources.memory_file(need)
-        if memory is not None and not sparse.keeps_holes(memory):
-            os.close(memory)
-            memory = None
         whole, outline = filled.path / _DISK, filled.path / _OUTLINE
-        if memory is None:
-            made, to = self._scratch(made)
-        else:
-            to = Path(f"/proc/{os.getpid()}/fd/{memory}")
-            over = (Piece(path=to, at=0, over=True),)
-            made = replace(made, path=whole, inserts=over, around=filled.key, memory=memory)
-        try:
-            if memory is None:
+        need = sum(one.about.st_size for one in rest.paths) + (256 << 20)
+        with self._place(made, need, holes=True) as (made, to):
+            if made.memory is None:
                 layers.copy(whole, to)
             else:
-                with outline.open("rb") as file:
-                    os.truncate(memory, outline.stat().st_size)
+                over = (Piece(path=to, at=0, over=True),)
+                made = replace(made, path=whole, inserts=over, around=filled.key)
+                with outline.open("rb") as file, to.open("r+b") as memory:
+                    memory.truncate(outline.stat().st_size)
                     for at, data in sparse.pages(file.fileno()):
-                        sparse.put(memory, data, at)
+                        sparse.put(memory.fileno(), data, at)
             self._add(to, rest, self.work)
             self._finish(to)
-        except BaseException:
-            made.release()
-            raise
-        self.step.note("in memory" if memory is not None else "in a file")
         return made
 
     def whole(self, made: DiskImage) -> DiskImage:
         """All of it at once: the slow way, which can write whatever a file system can hold."""
-        memory = resources.memory_file(2 * self.parts.size())
-        if memory is None:
-            made, to = self._scratch(made)
-        else:
-            to = Path(f"/proc/{os.getpid()}/fd/{memory}")
-            made = replace(made, path=to, memory=memory)
-        try:
+        with self._place(made, 2 * self.parts.size()) as (made, to):
             self._begin(to, self.stack, self.work)
             self._finish(to)
+        return made
+
+    @contextmanager
+    def _place(self, made: DiskImage, need: int, *, holes: bool = False) -> Iterator[tuple[DiskImage, Path]]:
+        """The disk ``made`` with its file: in memory where ``need`` bytes are free, else in a folder of its own.
+
+        With ``holes``, in memory only where that keeps them. It is let go of if writing it fails.
+        """
+        memory = resources.memory_file(need)
+        if memory is not None and holes and not sparse.keeps_holes(memory):
+            os.close(memory)
+            memory = None
+        if memory is not None:
+            to = Path(f"/proc/{os.getpid()}/fd/{memory}")
+            made = replace(made, path=to, memory=memory)
+        else:
+            scratch = self.parts.tree.folder.parent / ("disk-above" if self.parts.above else "disk")
+            scratch.mkdir()
+            to = scratch / _DISK
+            made = replace(made, path=to, scratch=scratch)
+        try:
+            yield made, to
         except BaseException:
             made.release()
             raise
         self.step.note("in memory" if memory is not None else "in a file")
-        return made
-
-    def _scratch(self, made: DiskImage) -> tuple[DiskImage, Path]:
-        scratch = self.parts.tree.folder.parent / ("disk-above" if self.parts.above else "disk")
-        scratch.mkdir()
-        to = scratch / _DISK
-        return replace(made, path=to, scratch=scratch), to
 
     def large(self) -> tuple[Layer, Additions]:
         """The disk that has the large packages of the environments, and what is yet to be added to it.
