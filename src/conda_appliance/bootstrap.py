@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from conda_appliance import debs, emulation, layers, process, render, resources
+from conda_appliance import debs, emulation, layers, process, render, resources, trees
 from conda_appliance.apt import DEFAULT_MIRROR, DEFAULT_SECURITY
 from conda_appliance.definition import Base
 from conda_appliance.definition_slim import Part
@@ -152,7 +152,7 @@ _DISK_DRIVERS_GENERIC = (
 
 def tools() -> tuple[str, ...]:
     """The programs of the host that a bootstrap needs."""
-    return ("mmdebstrap", "tar", "unshare")
+    return ("mmdebstrap", "unshare")
 
 
 def packages(base: Base, architecture: str) -> list[str]:
@@ -185,18 +185,14 @@ def system(
     """The root file system of the locked packages as a tree: from the cache, verified, or made now.
 
     ``files`` are the verified packages by SHA-256; ``without`` is what a definition's ``slim`` leaves out. Raises as
-    `root_tar` does.
+    `root_tree` does.
     """
     slim = _slim(without)
     identity = identity_of(section)
 
     def make(to: Path, work: Path) -> None:
         progress(f"unpacking {len(section.packages)} packages")
-        tar = root_tar(section, base, files, identity=identity, work=work, progress=progress, without=slim)
-        to.mkdir()
-        # Devices come from the kernel (devtmpfs), and only the system's own root may make any.
-        flags = ["--numeric-owner", "--xattrs", "--xattrs-include=*", "--exclude=./dev/*"]
-        process.run(["tar", "-xp", *flags, "-f", tar, "-C", to])
+        root_tree(section, base, files, to, identity=identity, work=work, progress=progress, without=slim)
 
     parts = _parts(section, base, slim)
     return store.get("system", parts, make, subject=section.suite, progress=progress)
@@ -246,22 +242,22 @@ def boot_loader(
     return store.get("boot-loader", parts, make, subject=section.suite, progress=progress, quiet=True)
 
 
-def root_tar(
+def root_tree(
     section: DebianSection,
     base: Base,
     files: Mapping[str, Path],
+    to: Path,
     *,
     identity: str,
     work: Path,
     progress: Callable[[str], None],
     without: Sequence[Part] = (),
-) -> Path:
-    """The root file system as a tar file in ``work``, made from exactly the locked packages.
+) -> None:
+    """Make the root file system of exactly the locked packages: the new folder ``to``.
 
-    ``files`` are the verified packages by SHA-256; ``identity`` is the root file system's UUID. Raises
-    CommandFailed with mmdebstrap's words, BuildError when other packages than the lock's came out.
+    ``files`` are the verified packages by SHA-256; ``identity`` is the root file system's UUID. Nothing in it is newer
+    than `EPOCH`. Raises CommandFailed with mmdebstrap's words, BuildError when other packages than the lock's came out.
     """
-    tar = work / "root.tar"
     shop = work / "bootstrap"
     shop.mkdir()
     _repository(section, files, shop / "repository")
@@ -270,6 +266,7 @@ def root_tar(
     excluding = _packed(_excluding(base, without), shop / "excluding.tar")
     command = [
         "mmdebstrap",
+        "--format=directory",
         "--variant=essential",
         f"--include={','.join(packages(base, section.architecture))}",
         f"--architectures={section.architecture}",
@@ -284,7 +281,7 @@ def root_tar(
         f"--customize-hook=tar-in {late} /",
         *(f"--customize-hook={line}" for line in [*(_FAST if base.boot == "fast" else ()), *_FINISH]),
         section.suite,
-        str(tar),
+        str(to.absolute()),
         f"deb [trusted=yes] copy:{shop / 'repository'} ./",
     ]
     process.run(
@@ -294,8 +291,10 @@ def root_tar(
         env={"SOURCE_DATE_EPOCH": str(EPOCH), "TMPDIR": str(shop), "TZ": "UTC"},
         on_line=lambda line: _tell(line, progress),
     )
-    _require_same(section, tar)
-    return tar
+    _require_same(section, to)
+    resources.remove(to / "dev")  # devices come from the kernel (devtmpfs)
+    (to / "dev").mkdir()
+    trees.set_times(to, EPOCH, newer_only=True)
 
 
 #: Where dpkg finds what stays out while packages are installed; gone afterwards.
@@ -477,10 +476,9 @@ def _packed(files: Mapping[str, str], to: Path) -> Path:
     return to
 
 
-def _require_same(section: DebianSection, tar: Path) -> None:
+def _require_same(section: DebianSection, tree: Path) -> None:
     """Raise BuildError unless the tree holds the locked packages, all of them and no other."""
-    status = process.run(["tar", "-xOf", tar, "./var/lib/dpkg/status"]).stdout
-    found = installed(status)
+    found = installed((tree / "var/lib/dpkg/status").read_text(encoding="utf-8"))
     wanted = {(package.name, package.version) for package in section.packages}
     if found != wanted:
         extra = ", ".join(" ".join(one) for one in sorted(found - wanted)) or "nothing"

@@ -289,7 +289,7 @@ def test_a_killed_bootstrap_leaves_no_mount_and_the_hosts_shared_memory_alone(
         "names = json.loads((here / 'files.json').read_text())\n"
         "files = {p.sha256: Path(names[p.filename]) for p in section.packages}\n"
         "(here / 'work').mkdir()\n"
-        "bootstrap.root_tar(section, Base(debian='trixie', packages=('netcat-openbsd',)), files,\n"
+        "bootstrap.root_tree(section, Base(debian='trixie', packages=('netcat-openbsd',)), files, here / 'tree',\n"
         "    identity='x', work=here / 'work', progress=lambda line: print(line, flush=True))\n"
     )
     log = tmp_path / "log"
@@ -306,7 +306,8 @@ def test_a_killed_bootstrap_leaves_no_mount_and_the_hosts_shared_memory_alone(
         run.wait()
     process.reap()
     assert str(tmp_path) not in Path("/proc/mounts").read_text()
-    resources.remove(tmp_path / "work")
+    for left in ("work", "tree"):
+        resources.remove(tmp_path / left)
     assert ours.read_text() == "still here"
     ours.unlink()
 
@@ -316,11 +317,9 @@ def test_other_packages_than_the_locks_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "var/lib/dpkg"
     folder.mkdir(parents=True)
     (folder / "status").write_text(status)
-    tar = tmp_path / "root.tar"
-    process.run(["tar", "-cf", tar, "-C", tmp_path, "./var"])
     section = DebianSection(suite="trixie", glibc="2.41", packages=())
     with pytest.raises(BuildError, match="too many extra 1; missing nothing"):
-        bootstrap._require_same(section, tar)
+        bootstrap._require_same(section, tmp_path)
 
 
 def test_the_tools_it_needs_are_told_beforehand(tmp_path: Path) -> None:
