@@ -205,19 +205,18 @@ def link(
     """
     if into.exists() and any(into.iterdir()):
         raise BuildError(f"{into} is not empty; an environment is linked into a new folder")
-    _verify_archives(packages, archives)
     made = _Linked(
         packages=packages, prefix=prefix, into=into, epoch=epoch, specs=specs, store=store, loader=loader
     )
     install = partial(_install, packages, archives, prefix=prefix, into=into, work=work, platform=platform)
     try:
         kept = _follow(made, before) if before is not None else frozenset[str]()
-        install()
+        install(kept)
         if kept and (into / "__clobbers__").exists():
             # Which package's file is used follows from the order of linking: only a new environment has that.
             resources.remove(into)
             kept = frozenset()
-            install()
+            install(kept)
         _refuse_scripts(into, scripted)
         _warn_of_clashes(into)
         _normalise(made, kept)
@@ -326,6 +325,7 @@ def _verify_archives(packages: Sequence[CondaPackage], archives: Mapping[str, Pa
 def _install(
     packages: Sequence[CondaPackage],
     archives: Mapping[str, Path],
+    kept: Set[str],
     *,
     prefix: str,
     into: Path,
@@ -334,12 +334,15 @@ def _install(
 ) -> None:
     """Let rattler unpack and link; its package cache is our own and ends with this call.
 
-    So it may use hard links: when the cache is gone, no file of the environment has a second name.
+    So it may use hard links: when the cache is gone, no file of the environment has a second name. Packages that are
+    there (``kept``) it knows by their records; their archives are not read.
     """
+    new = [package for package in packages if package.name not in kept]
+    _verify_archives(new, archives)
     named = work / "archives"
     given = []
     try:
-        for package in packages:
+        for package in new:
             # rattler tells the format by the file's real name, and the cache names files as it likes.
             path = named / package.subdir / package.filename
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -349,13 +352,16 @@ def _install(
             "link",
             {
                 "archives": given,
+                "records": [
+                    str(into / "conda-meta" / _record_name(one)) for one in packages if one.name in kept
+                ],
                 "into": str(into),
                 "prefix": prefix,
                 "cache": str(work / "unpacked"),
                 "platform": platform,
             },
         )
-        for package in packages:
+        for package in new:
             keep_licences(
                 work / "unpacked" / re.sub(r"\.(conda|tar\.bz2)$", "", package.filename), package.name, into
             )

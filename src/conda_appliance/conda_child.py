@@ -130,6 +130,7 @@ async def _link(given: dict[str, Any]) -> None:
     records = [
         await rattler.RepoDataRecord.from_package_archive(Path(archive)) for archive in given["archives"]
     ]
+    records += [rattler.PrefixRecord.from_path(Path(path)) for path in given["records"]]
     try:
         await rattler.install(
             records,
