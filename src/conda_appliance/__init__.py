@@ -14,11 +14,12 @@ first_boot   0 records what post-link scripts did, on the machine too; standard 
 trees        0 what a tree of files holds, as text that can be hashed and compared
 formats      1 all forms that an appliance ships as: one table
 overlay      0 trees laid over each other, some of which are there already → what is to be added
+direct       1 large files, past the page cache: read, written, copied, summed up
 elf          0 what an ELF file says of its debug symbols, and how it is loaded
 facts        0 what a machine should be, as its checks read it
 testsuites   0 which test suites of an environment no module that stays speaks of
 debs         1 what a Debian package says of itself
-sparse       1 a raw disk and files laid into it: its blocks that are not empty; written raw again
+sparse       2 a raw disk and files laid into it: its blocks that are not empty; written raw again
 ext4script   1 what is added to an ext4 file system → the commands of debugfs
 hybrid       1 what lets an ISO 9660 disc start a machine, from a CD and from a stick: bytes in and out
 contract     1 what a machine promises to its packages, as virtual packages
@@ -32,9 +33,9 @@ credentials  1 who we are to a server: from a file, a keyring or .netrc, never f
 network      1 certificates and proxies, the same for all that reaches a server
 accelerator  3 whether KVM really runs a guest here
 ansible      3 how Ansible is started
-blockpack    2 blocks of a disk, each compressed by itself; those of a kept disk once
-qcow2        3 a raw disk → a qcow2
-vmdk         3 a raw disk → a streamOptimized vmdk
+blockpack    3 blocks of a disk, each compressed by itself; those of a kept disk once
+qcow2        4 a raw disk → a qcow2
+vmdk         4 a raw disk → a streamOptimized vmdk
 device       3 a disk or stick: what it is, what uses it; an image written to it and read back
 definition_conda 2 the conda side of a definition: environments, channels, licences
 definition_target 2 what a definition says of that
@@ -47,7 +48,7 @@ lock         3 Lock and its parts; read, write, compare; pure
 namespace    3 mounts and processes of their own, which end with them; the only mounts
 package      3 conda packages as files: .conda archives and repodata
 apt          3 a suite's signed index → the packages to install, with URL and SHA-256
-diskforms    4 a disk image → the files that hypervisors and clouds take
+diskforms    5 a disk image → the files that hypervisors and clouds take
 vagrant      3 a machine that `vagrant up` started: a way in
 emulation    4 whether this host runs another platform's programs, and how those of its environments are started
 qemu         4 QEMU's command line, firmware and control protocol

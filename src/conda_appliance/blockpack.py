@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from conda_appliance import sparse
+from conda_appliance import direct, sparse
 from conda_appliance.sparse import BLOCK, Block, Piece
 
 #: The kept blocks, one behind the other; and of each its number, its place there and its length.
@@ -36,12 +36,12 @@ class Codec:
 def keep(disk: Path, codec: Codec, to: Path) -> None:
     """Compress the blocks of a raw disk, and keep them in the new folder ``to``."""
     to.mkdir()
-    index, at = [], 0
-    with sparse.opened([Piece(path=disk, at=0)]) as (_, blocks), (to / _DATA).open("wb") as data:
+    index = []
+    with sparse.opened([Piece(path=disk, at=0)]) as (_, blocks), direct.Output(to / _DATA) as data:
         for block, packed in compressed(blocks, codec):
             assert packed is not None
-            index.append(_ENTRY.pack(block.number, at, len(packed)))
-            at += data.write(packed)
+            index.append(_ENTRY.pack(block.number, data.size, len(packed)))
+            data.write(packed)
     (to / _INDEX).write_bytes(b"".join(index))
 
 

@@ -146,12 +146,23 @@ class Exporter:
     def _raw(self, forms: Sequence[str]) -> Sequence[Piece]:
         """What makes up the raw disk; nothing where it is in another format and none of ``forms`` needs it."""
         if self.format == "raw":
-            return (Piece(path=self.disk, at=0), *self.inserts)
+            return (Piece(path=self.disk, at=0, known=self._survey()), *self.inserts)
         if not {*forms} & {*diskforms.FROM_RAW}:
             return ()
         raw = self.work / "disk.raw"
         diskforms.write(self.disk, "raw", raw, seed="", epoch=0)
         return (Piece(path=raw, at=0),)
+
+    def _survey(self) -> Path | None:
+        """Which blocks of the disk are not empty, where it is a layer: that is kept, too."""
+        if not self.around or self.store is None:
+            return None
+
+        def make(to: Path, _work: Path) -> None:
+            to.write_bytes(sparse.survey(self.disk))
+
+        parts: layers.Parts = {"disk": self.around, "code": layers.code(sparse.__file__)}
+        return self.store.get("survey", parts, make, name="blocks", quiet=True, read=False).path
 
     @contextmanager
     def _whole(self, forms: Sequence[str], raw: Sequence[Piece]) -> Iterator[Path]:

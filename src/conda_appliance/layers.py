@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conda_appliance import log, resources, trees
+from conda_appliance import direct, log, resources, trees
 from conda_appliance.errors import HashMismatch
 
 #: What decides a layer: the name of an input → its digest, or its own parts by name.
@@ -60,6 +61,8 @@ class Layer:
     made: bool
     size: int = 0
     why: tuple[str, ...] = ()
+    #: What it holds, as it was when it was verified or made.
+    paths: trees.Paths = field(default=(), repr=False, compare=False)
 
     def listing(self) -> dict[str, str]:
         """The content, path by path (`trees.listing`)."""
@@ -168,7 +171,7 @@ class Store:
             make(ready / name, work)
             digest = ""
             paths = trees.all_of(ready / name)
-            shared = trees.all_of(like.path) if like is not None else []
+            shared = _now(like.paths, paths) if like is not None else []
             if read:
                 known = trees.descriptions(shared, like.listing()) if like is not None else {}
                 listed = trees.listing(ready / name, paths=paths, known=known)
@@ -199,6 +202,7 @@ class Store:
             size=about["size"],
             made=True,
             why=tuple(why),
+            paths=paths,
         )
 
     def before(
@@ -237,12 +241,19 @@ class Store:
             about = _read(folder)
             if about is None or not (folder / name).exists():
                 return None
-            if not about["sha256"] and not _untouched(folder, folder / name):
+            if about["sha256"]:
+                paths = _verify(folder, about, damage)
+            elif (paths := trees.all_of(folder / name)) and not _untouched(folder, paths):
                 return None
-            _verify(folder, about, damage)
         os.utime(folder / _ABOUT)
         return Layer(
-            kind=kind, key=key, path=folder / name, sha256=about["sha256"], size=about["size"], made=False
+            kind=kind,
+            key=key,
+            path=folder / name,
+            sha256=about["sha256"],
+            size=about["size"],
+            made=False,
+            paths=paths,
         )
 
     def _hold(self, folder: Path) -> bool:
@@ -362,16 +373,20 @@ def _read(folder: Path) -> dict[str, Any] | None:
 
 def _verify(
     folder: Path, about: Mapping[str, Any], damage: Callable[[Path], str] | None, *, closely: bool = False
-) -> None:
-    """Raise HashMismatch unless the content is what was made; it is read when the file system says it was touched."""
+) -> trees.Paths:
+    """Raise HashMismatch unless the content is what was made; it is read when the file system says it was touched.
+
+    Returns what it holds.
+    """
     content = folder / about["name"]
-    if _untouched(folder, content) and (not closely or not about["sha256"]):
-        return
-    listed = trees.listing(content)
+    paths = trees.all_of(content)
+    if _untouched(folder, paths) and (not closely or not about["sha256"]):
+        return paths
+    listed = trees.listing(content, paths=paths)
     digest = _digest_of(listed, trees.dump(listed))
     if digest == about["sha256"]:
-        resources.write(folder / _SEEN, trees.seen(trees.all_of(content)))
-        return
+        resources.write(folder / _SEEN, trees.seen(paths))
+        return paths
     what = damage(content) if damage is not None else _damage(folder, content, listed)
     aside = folder.with_name(f"{folder.name}{_ASIDE}")
     resources.remove(aside)
@@ -384,12 +399,18 @@ def _verify(
     )
 
 
-def _untouched(folder: Path, content: Path) -> bool:
+def _untouched(folder: Path, paths: trees.Paths) -> bool:
     """Whether the file system says of the content what it said when it was made (`trees.seen`)."""
     try:
-        return (folder / _SEEN).read_text(encoding="utf-8") == trees.seen(trees.all_of(content))
+        return (folder / _SEEN).read_text(encoding="utf-8") == trees.seen(paths)
     except OSError:
         return False
+
+
+def _now(paths: trees.Paths, others: trees.Paths) -> trees.Paths:
+    """``paths`` as they are now that ``others`` share some of their files: those have another ctime."""
+    shared = {(about.st_dev, about.st_ino): about for _, about in others if not stat.S_ISDIR(about.st_mode)}
+    return [(path, shared.get((about.st_dev, about.st_ino), about)) for path, about in paths]
 
 
 def _damage(folder: Path, content: Path, listed: Mapping[str, str]) -> str:
@@ -429,7 +450,10 @@ def copy(source: Path, to: Path) -> None:
         try:
             fcntl.ioctl(other, 0x40049409, one.fileno())  # FICLONE: btrfs, xfs
         except OSError:
-            _copy_data(one.fileno(), other.fileno())
+            if os.fstat(one.fileno()).st_size < direct.CHUNK:
+                _copy_data(one.fileno(), other.fileno())
+            else:
+                direct.copy(source, to)
     shutil.copymode(source, to)
 
 

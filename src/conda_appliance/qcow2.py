@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from conda_appliance import blockpack, resources, sparse
+from conda_appliance import blockpack, direct, sparse
 from conda_appliance.blockpack import Codec
 
 if sys.version_info >= (3, 14):
@@ -58,15 +58,13 @@ def write(
     """
     if compression != "none":
         _write_compressed(pieces, to, compression, kept)
-        return resources.sha256_of(to)
-    with sparse.opened(pieces) as (size, blocks), to.open("wb") as file:
-        summed, at = hashlib.sha256(), 0
+        return direct.sha256(to)
+    with sparse.opened(pieces) as (size, blocks), direct.Output(to) as file:
+        summed = hashlib.sha256()
 
         def put(data: bytes | memoryview) -> None:
-            nonlocal at
             summed.update(data)
-            sparse.put(file.fileno(), data, at)
-            at += len(data)
+            file.write(data)
 
         for table in _tables(size, [block.number for block in blocks]):
             put(table)
@@ -80,25 +78,23 @@ def _write_compressed(pieces: Sequence[sparse.Piece], to: Path, compression: str
     """The data behind the header, compressed clusters close to each other; the tables that find it behind the data."""
     kind, codec = CODECS[compression]
     as_is = frozenset(number for number, piece in enumerate(pieces) if piece.packed)
-    with sparse.opened(pieces) as (size, blocks), to.open("wb") as file:
+    with sparse.opened(pieces) as (size, blocks), direct.Output(to) as file:
         lower: dict[int, array[int]] = {}
         counts = array("H", [1])
-        at = file.write(bytes(_CLUSTER))
+        file.write(bytes(_CLUSTER))
 
         def put(data: bytes) -> int:
             """Write ``data``, and count it in each cluster that has some of it; returns where it is."""
-            nonlocal at
-            start = at
-            at += file.write(data)
-            last = (at - 1) // _CLUSTER
+            start = file.size
+            file.write(data)
+            last = (file.size - 1) // _CLUSTER
             counts.extend([0] * (last + 1 - len(counts)))
             for number in range(start // _CLUSTER, last + 1):
                 counts[number] += 1
             return start
 
         def align() -> None:
-            nonlocal at
-            at += file.write(bytes(-at % _CLUSTER))
+            file.write(bytes(-file.size % _CLUSTER))
 
         for block, packed in blockpack.compressed(blocks, codec, kept=kept, as_is=as_is):
             if packed is None or len(packed) >= _CLUSTER:
@@ -106,7 +102,7 @@ def _write_compressed(pieces: Sequence[sparse.Piece], to: Path, compression: str
                 entry = put(bytes(block.read().ljust(_CLUSTER, b"\0"))) | _COPIED
             else:
                 place = put(packed)
-                entry = _COMPRESSED | ((at - 1) // 512 - place // 512) << _SECTORS | place
+                entry = _COMPRESSED | ((file.size - 1) // 512 - place // 512) << _SECTORS | place
             table = lower.setdefault(block.number // _ENTRIES, array("Q", bytes(8 * _ENTRIES)))
             table[block.number % _ENTRIES] = entry
         align()
@@ -122,12 +118,11 @@ def _write_compressed(pieces: Sequence[sparse.Piece], to: Path, compression: str
                 break
             blocks_of_counts, roots = need, -(-need // _ENTRIES)
         counts.extend([1] * (blocks_of_counts + roots))
-        first = at
+        first = file.size
         said = struct.pack(f">{len(counts)}H", *counts)
         file.write(said.ljust(blocks_of_counts * _CLUSTER, b"\0"))
         file.write(_table([first + number * _CLUSTER for number in range(blocks_of_counts)], roots))
-        file.seek(0)
-        file.write(_head(size, len(upper), place, first + blocks_of_counts * _CLUSTER, roots, kind))
+        file.put(_head(size, len(upper), place, first + blocks_of_counts * _CLUSTER, roots, kind), 0)
 
 
 def _head(size: int, level1: int, upper: int, counts: int, roots: int, kind: int) -> bytes:

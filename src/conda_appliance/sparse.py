@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from conda_appliance import direct
 from conda_appliance.errors import BuildError
 from conda_appliance.trees import extents
 
@@ -30,17 +32,19 @@ class Piece:
 
     One that is ``over`` the others takes their place where it has data, be it zeroes, and shows them where it has
     holes. It is a file in memory that keeps its holes (`keeps_holes`): disks may round those away.
-    One that is ``packed`` is compressed in itself.
+    One that is ``packed`` is compressed in itself, and counts as data from its beginning to its end.
+    ``known`` is a file that says which of its blocks are not empty (`survey`).
     """
 
     path: Path
     at: int
     over: bool = False
     packed: bool = False
+    known: Path | None = None
 
 
-#: Where a part of a block comes from: a descriptor, the place there, the place in the block, how many bytes.
-_Part = tuple[int, int, int, int]
+#: Where a part of a block comes from: the file, the place there, the place in the block, how many bytes.
+_Part = tuple[direct.Input, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,7 @@ class Block:
             to[: self.size] = _ZEROES[: self.size]
         for file, at, start, length in self.parts:
             with to[start : start + length] as part:
-                _read(file, part, at)
+                file.read_into(part, at)
 
 
 @contextmanager
@@ -88,15 +92,16 @@ def opened(pieces: Sequence[Piece]) -> Iterator[tuple[int, list[Block]]]:
             )
         taken: dict[int, list[_Part]] = {}
         covered: set[int] = set()
-        numbers: dict[int, int] = {}
+        numbers: dict[direct.Input, int] = {}
         for number, piece in enumerate(pieces):
-            file = stack.enter_context(piece.path.open("rb")).fileno()
+            file = stack.enter_context(direct.Input(piece.path))
             numbers[file] = number
             if piece.over:
                 covered |= _lay_over(file, taken)
                 continue
-            for place, length in _data(file):
-                taken[(piece.at + place) // BLOCK] = [(file, place, 0, length)]
+            length = os.fstat(file.file).st_size
+            for place in _places(piece, file, length):
+                taken[(piece.at + place) // BLOCK] = [(file, place, 0, min(BLOCK, length - place))]
         blocks = []
         for number in sorted(taken):
             parts = tuple(taken[number])
@@ -107,10 +112,10 @@ def opened(pieces: Sequence[Piece]) -> Iterator[tuple[int, list[Block]]]:
         yield size, blocks
 
 
-def _lay_over(file: int, taken: dict[int, list[_Part]]) -> set[int]:
+def _lay_over(file: direct.Input, taken: dict[int, list[_Part]]) -> set[int]:
     """Add what a file that is over the others has to the blocks that they have; which blocks it is part of."""
     covered = set()
-    for start, end in extents(file, os.fstat(file).st_size):
+    for start, end in extents(file.file, os.fstat(file.file).st_size):
         at = start
         while at < end:
             until = min(end, at - at % BLOCK + BLOCK)
@@ -124,34 +129,45 @@ def _lay_over(file: int, taken: dict[int, list[_Part]]) -> set[int]:
     return covered
 
 
-def _data(file: int) -> Iterator[tuple[int, int]]:
-    """Where the blocks of a file begin that hold more than zeroes, and how long they are."""
-    after, size = 0, os.fstat(file).st_size
-    for start, end in extents(file, size):
-        for place in range(max(after, start - start % BLOCK), end, BLOCK):
-            after = place + BLOCK
-            if os.pread(file, 16, place) != _ZEROES[:16] or not _is_empty(os.pread(file, BLOCK, place)):
-                yield place, min(BLOCK, size - place)
+#: How `survey` writes the number of a block.
+_NUMBER = struct.Struct("<I")
+
+
+def survey(disk: Path) -> bytes:
+    """Which blocks of a file are not empty, for `Piece.known`: of a file that is kept that need be asked once."""
+    with direct.Input(disk) as file:
+        return b"".join(_NUMBER.pack(place // BLOCK) for place in _data(file))
+
+
+def _places(piece: Piece, file: direct.Input, length: int) -> Iterable[int]:
+    if piece.packed:
+        return range(0, length, BLOCK)
+    if piece.known is None:
+        return _data(file)
+    return [number * BLOCK for (number,) in _NUMBER.iter_unpack(piece.known.read_bytes())]
+
+
+def _data(file: direct.Input) -> Iterator[int]:
+    """Where the blocks of a file begin that hold more than zeroes."""
+    after, size = 0, os.fstat(file.file).st_size
+    with memoryview(direct.buffer(_TOGETHER * BLOCK)) as buffer:
+        for start, end in extents(file.file, size):
+            for first in range(max(after, start - start % BLOCK), end, len(buffer)):
+                after = min(first + len(buffer), end + -end % BLOCK)
+                count = file.read_into(buffer, first)
+                for place in range(first, min(after, first + count), BLOCK):
+                    with buffer[place - first : place - first + BLOCK] as block:
+                        if block[:16] != _ZEROES[:16] or not _is_empty(block.tobytes()):
+                            yield place
 
 
 def _is_empty(data: bytes | bytearray) -> bool:
     return data == _ZEROES[: len(data)]
 
 
-def _read(file: int, to: memoryview, at: int) -> None:
-    """Fill ``to`` from that place; what a file ends before is zeroes. Raises OSError as preadv(2) does."""
-    done = 0
-    while done < len(to):
-        with to[done:] as rest:
-            if not (count := os.preadv(file, [rest], at + done)):
-                rest[:] = bytes(len(rest))
-                return
-        done += count
-
-
 def runs(blocks: Sequence[Block]) -> Iterator[tuple[int, memoryview]]:
     """Blocks that follow each other on the disk, together: the first's number, and their bytes, until the next."""
-    with memoryview(bytearray(_TOGETHER * BLOCK)) as buffer:
+    with memoryview(direct.buffer(_TOGETHER * BLOCK)) as buffer:
         at = 0
         while at < len(blocks):
             first, length = at, 0
@@ -181,7 +197,7 @@ def _fill(blocks: Sequence[Block], buffer: memoryview) -> None:
             length += blocks[at].size
             at += 1
         with buffer[first * BLOCK : first * BLOCK + length] as to:
-            _read(file, to, place)
+            file.read_into(to, place)
 
 
 def keeps_holes(file: int) -> bool:
@@ -219,20 +235,20 @@ def write(pieces: Sequence[Piece], files: Mapping[Path, bytes]) -> dict[Path, st
     Returns the SHA-256 of each: the disk, whose holes count as well, is summed up once for all of them.
     """
     with opened(pieces) as (size, blocks), ExitStack() as stack:
-        outs = [stack.enter_context(to.open("wb")) for to in files]
+        outs = [stack.enter_context(direct.Output(to)) for to in files]
         summed, at = hashlib.sha256(), 0
         for number, part in runs(blocks):
             _sum_zeroes(summed, number * BLOCK - at)
             at = number * BLOCK
             summed.update(part)
             for out in outs:
-                put(out.fileno(), part, at)
+                out.put(part, at)
             at += len(part)
         _sum_zeroes(summed, size - at)
         digests = {}
         for out, (to, tail) in zip(outs, files.items(), strict=True):
-            out.truncate(size)
-            put(out.fileno(), tail, size)
+            out.resize(size)
+            out.put(tail, size)
             whole = summed.copy()
             whole.update(tail)
             digests[to] = whole.hexdigest()

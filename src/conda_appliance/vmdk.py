@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from conda_appliance import blockpack, sparse
+from conda_appliance import blockpack, direct, sparse
 from conda_appliance.blockpack import Codec
 
 _SECTOR = 512
@@ -55,15 +55,13 @@ def write(pieces: Sequence[sparse.Piece], to: Path, *, cid: int, kept: Path | No
     (`blockpack.keep` by `CODEC`). The same content and id give the same bytes. Raises BuildError as `sparse.opened`
     does.
     """
-    with sparse.opened(pieces) as (size, blocks), to.open("wb") as file:
-        summed, at = hashlib.sha256(), 0
+    with sparse.opened(pieces) as (size, blocks), direct.Output(to) as file:
+        summed = hashlib.sha256()
 
         def put(data: bytes) -> None:
-            nonlocal at
             padded = data + bytes(-len(data) % _SECTOR)
             summed.update(padded)
             file.write(padded)
-            at += len(padded)
 
         sectors = size // _SECTOR
         text = _TEXT.format(
@@ -71,7 +69,7 @@ def write(pieces: Sequence[sparse.Piece], to: Path, *, cid: int, kept: Path | No
         )
         put(_header(sectors, _AT_END))
         put(text.encode().ljust(_DESCRIPTOR_SIZE * _SECTOR, b"\0"))
-        put(bytes(_OVERHEAD * _SECTOR - at))
+        put(bytes(_OVERHEAD * _SECTOR - file.size))
         directory = [0] * -(-sectors * _SECTOR // (_GRAIN * _TABLE))
         table: list[int] = []
         current = -1
@@ -79,7 +77,7 @@ def write(pieces: Sequence[sparse.Piece], to: Path, *, cid: int, kept: Path | No
         def close_table() -> None:
             if table:
                 put(_marker(_GRAIN_TABLE, 4 * _TABLE))
-                directory[current] = at // _SECTOR
+                directory[current] = file.size // _SECTOR
                 put(struct.pack(f"<{_TABLE}I", *table))
 
         for block, packed in blockpack.compressed(blocks, CODEC, kept=kept):
@@ -88,11 +86,11 @@ def write(pieces: Sequence[sparse.Piece], to: Path, *, cid: int, kept: Path | No
             if number // _TABLE != current:
                 close_table()
                 table, current = [0] * _TABLE, number // _TABLE
-            table[number % _TABLE] = at // _SECTOR
+            table[number % _TABLE] = file.size // _SECTOR
             put(struct.pack("<QI", number * _GRAIN // _SECTOR, len(packed)) + packed)
         close_table()
         put(_marker(_GRAIN_DIRECTORY, 4 * len(directory)))
-        place = at // _SECTOR
+        place = file.size // _SECTOR
         put(struct.pack(f"<{len(directory)}I", *directory))
         put(_marker(_FOOTER, _SECTOR))
         put(_header(sectors, place))
