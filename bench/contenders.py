@@ -134,10 +134,8 @@ class Ours:
 
     def reset(self) -> None:
         """Keep what was downloaded, and the channel, which is packages too; remove every layer and result."""
-        for path in self.cache.iterdir():
-            if path.name not in ("blobs", "channel", "accelerator.json"):
-                resources.remove(path)
-        resources.remove(self.out)
+        kept = ("blobs", "channel", "accelerator.json")
+        self.workspace.put_away(self.out, *(one for one in self.cache.iterdir() if one.name not in kept))
 
     def build(self, inputs: Inputs) -> Outcome:
         """Make one machine from a definition written for it."""

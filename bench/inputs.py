@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,19 @@ class Workspace:
         self.tree = self.root / "inputs/environment"
         self.archives = self.root / "inputs/archives"
         self.application = self.root / "inputs/application"
+
+    def put_away(self, *paths: Path) -> None:
+        """Move ``paths`` aside, for `tidy` to remove; `shims/put-away` says why."""
+        away = self.root / "state/away"
+        away.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            if path.exists():
+                path.rename(away / str(time.time_ns()))
+
+    def tidy(self) -> None:
+        """Remove what was put away."""
+        for path in [self.root / "state/away", *self.root.glob("state/*/away")]:
+            resources.remove(path)
 
     def next_number(self) -> int:
         """A number that no run in this workspace has had: what was made once may be in somebody's cache."""
@@ -136,15 +150,21 @@ class Workspace:
         cache = sources.Cache(self.project / "cache")
         _write_stamp(self.images / "stamps", inputs.environment, cache)
         into, unpacked = self.tree / "opt/conda", self.root / "inputs/unpacked"
+        archives, records = [changed], sorted((into / "conda-meta").glob("*.json"))
         if afresh:
-            into = self.root / "inputs/afresh"
-            for path in (into, unpacked):
-                resources.remove(path)
+            into, archives, records = (
+                self.root / "inputs/afresh",
+                [*sorted(self.archives.glob("*/*")), changed],
+                [],
+            )
+            self.put_away(into, unpacked)
         given = self.root / "inputs/linking.json"
         given.write_text(
             json.dumps(
                 {
-                    "archives": [str(path) for path in [*sorted(self.archives.glob("*/*")), changed]],
+                    "archives": list(map(str, archives)),
+                    # What stays is known by its records, as ours has it: no archive of it is read.
+                    "records": [str(path) for path in records if not path.name.startswith(f"{STAMP}-")],
                     "into": str(into),
                     "prefix": "/opt/conda",
                     "cache": str(unpacked),

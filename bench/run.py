@@ -116,6 +116,7 @@ def compare(
                     bench.pair(scenario, number, ours[:1] if scenario == "cold" else ours, peer)
         except Failed as error:
             bench.record.fail(peer.name, str(error))
+        bench.workspace.tidy()
 
 
 def scale(bench: Bench, one: Ours, rounds: int) -> None:
@@ -204,6 +205,7 @@ def main() -> int:
         return 2
     os.environ[process.MARK] = process.mark()
     workspace = Workspace(args.work)
+    workspace.tidy()
     try:
         prepare(workspace)
         if args.prepare:
