@@ -256,21 +256,18 @@ def build(
         inputs = _fetch(image, locked, path, cache, offline=offline)
         store = store or layers.Store(cache.root / LAYERS, explain=explain)
         job = job_for(image, locked, path, build_id, store, inputs, keep_failed=keep_failed)
-        artifacts: list[export.Artifact] = []
         used: dict[str, str] = {}
-        bootable = None
+        disk = bootable = None
         if any(map(formats.is_disk, image.formats)):
             tree = chosen.render(job, work / "build")
             disk = chosen.build(job, tree, logs=work / "logs")
             used |= disk.inputs
-            try:
-                artifacts += shipping.exported(disk, job, home, work)
-                artifacts += shipping.boxed(disk, job, home, work)
-                bootable = shipping.bootable(disk, job, artifacts, work) if check else None
-            finally:
+        try:
+            artifacts = shipping.shipped(disk, job, home, work, used)
+            bootable = shipping.bootable(disk, job, artifacts, work) if check and disk else None
+        finally:
+            if disk:
                 disk.release()
-        artifacts += shipping.delivered(job, home, work, used)
-        artifacts.sort(key=lambda one: image.formats.index(one.record.format))
         boots = _checks(image, check=check or image.builder == "packer")
         accelerator = machine.accelerator(image.platform).name if boots else None
         report = _checked(bootable, image, locked, path, work, check_digest) if bootable else None

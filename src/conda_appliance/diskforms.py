@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from conda_appliance import process, qcow2, sparse, vmdk
+from conda_appliance import process, qcow2, rawzst, sparse, vmdk
 from conda_appliance.blockpack import Codec
 from conda_appliance.errors import BuildError
 
@@ -29,7 +29,7 @@ _QEMU = {
 }
 
 #: The forms that are the disk itself, and those that are made of its blocks.
-RAW, BLOCKS = ("raw", "vhd"), ("qcow2", "vmdk")
+RAW, BLOCKS = ("raw", "vhd"), ("qcow2", "vmdk", "raw.zst")
 #: The forms that are made of a raw disk alone.
 FROM_RAW = (*RAW, "vmdk", "raw.zst", "gce")
 #: pigz's level: a fortieth larger than its usual one, and made in six tenths of the time.
@@ -50,8 +50,7 @@ def words(form: str, compression: str = "zstd") -> list[str]:
     return {
         "raw": ["-O", "raw", "-S", "64k"],
         "vmdk": ["streamOptimized", vmdk.CODEC.name],
-        # More threads give the same bytes; --single-thread would give others (zstd(1)).
-        "raw.zst": ["zstd", "-3", "-T0"],
+        "raw.zst": [rawzst.CODEC],
         "gce": ["tar", "--format=oldgnu", "--sparse", "--hole-detection=raw", f"pigz -n {_GZIP} -p"],
     }[form]
 
@@ -66,14 +65,11 @@ def codec(form: str, compression: str) -> Codec | None:
 def write(disk: Path, form: str, to: Path, *, seed: str, epoch: int, compression: str = "zstd") -> None:
     """Write ``disk`` (any format that QEMU reads, with its backing files) as the file ``to``, by another program.
 
-    ``seed`` is what its ids follow from, ``epoch`` (seconds since 1970) its time stamps. ``raw.zst`` and ``gce`` want a
+    ``seed`` is what its ids follow from, ``epoch`` (seconds since 1970) its time stamps. ``gce`` wants a
     raw disk; the other forms of `FROM_RAW` are written by `write_raw` and `write_blocks`. Raises CommandFailed as
     `process.run` does, BuildError for a file that is not laid out as expected.
     """
-    if form == "raw.zst":
-        # Forced: it takes a file in memory, /proc/PID/fd/N, for a link and would leave it out.
-        process.run([*words(form), "--quiet", "--force", disk, "-o", to])
-    elif form == "gce":
+    if form == "gce":
         _gce(disk, to, epoch)
     else:
         process.run(["qemu-img", "convert", *words(form, compression), disk, to])
@@ -119,6 +115,8 @@ def write_blocks(
     """
     if form == "qcow2":
         return qcow2.write(pieces, to, compression=compression, kept=kept)
+    if form == "raw.zst":
+        return rawzst.write(pieces, to)
     # ffffffff means "no parent", and 0 is no id.
     return vmdk.write(pieces, to, cid=_id(seed, "vmdk").int % 0xFFFFFFFE + 1, kept=kept)
 

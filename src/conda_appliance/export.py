@@ -19,6 +19,7 @@ from conda_appliance import (
     ova,
     process,
     qcow2,
+    rawzst,
     resources,
     sparse,
     vmdk,
@@ -80,11 +81,12 @@ class Exporter:
     earlier: Callable[[str], Artifact | None] = lambda _source: None
 
     def every(
-        self, forms: Sequence[str], into: Path, progress: Callable[[str], None] = lambda _text: None
+        self, forms: Sequence[str], into: Path, progress: Callable[..., None] = lambda *_forms: None
     ) -> tuple[list[Artifact], list[str]]:
         """Make ``forms`` in the folder ``into``; returns them in that order, and which were taken as they were.
 
-        One that an earlier result has, made from the same disk, is copied. Raises BuildError for what is not sound.
+        One that an earlier result has, made from the same disk, is copied. ``progress`` is told of those that are made.
+        Raises BuildError for what is not sound.
         """
         made: dict[str, Artifact] = {}
         taken: list[str] = []
@@ -92,6 +94,7 @@ class Exporter:
             if there := self.earlier(source) if (source := self._source(form)) else None:
                 made[form] = take(there, into / self._name(form))
                 taken.append(form)
+                progress(form)
         missing = [form for form in forms if form not in made]
         wanted = sorted(
             {*missing} - {"ova"} | ({"vmdk"} if "ova" in missing and "vmdk" not in made else set()),
@@ -101,17 +104,13 @@ class Exporter:
         raw = self._raw(wanted)
         disks = [form for form in wanted if form in diskforms.RAW]
         groups = [[form] for form in wanted if form not in disks] + ([disks] if disks else [])
-        left = list(wanted)
 
         def some(group: list[str]) -> list[Artifact]:
             files = {form: (into if form in forms else self.work) / self._name(form) for form in group}
             artifacts = self._disks(files, raw) if group is disks else self._made(group[0], files, raw, whole)
-            for form in group:
-                left.remove(form)
-            progress(f"still at {', '.join(left)}" if left else "")
+            progress(*group)
             return artifacts
 
-        progress(f"making {', '.join(left)}")
         with self._whole(wanted, raw) as whole:
             done = process.side_by_side(
                 *(partial(some, group) for group in groups),
@@ -137,7 +136,9 @@ class Exporter:
             codec = diskforms.codec(form, compression)
             ours = str(layers.code(blockpack.__file__, qcow2.__file__, sparse.__file__))
             return source_of(self.key, form, compression, ours, codec.name if codec else "")
-        code = str(layers.code(*(str(one.__file__) for one in (blockpack, diskforms, ova, sparse, vmdk))))
+        code = str(
+            layers.code(*(str(one.__file__) for one in (blockpack, diskforms, ova, rawzst, sparse, vmdk)))
+        )
         if form == "ova":
             text = ova.descriptor(self.image, disk="", size=0, project=self.project)
             return layers.digest_of([source_of(self.key, "vmdk", "", str(self.epoch), code), "ova", text])

@@ -64,7 +64,6 @@ FORMS = (
         tested="unpacked, and compared with the disk byte by byte",
         use="zstd -d --sparse {file} && qm importdisk VMID {name}.raw STORAGE",
         page="disk-images",
-        tools=("zstd",),
     ),
     Form(
         name="vmdk",
@@ -203,7 +202,7 @@ FORMS = (
         tested="installed, upgraded, removed and purged by dpkg in a Debian; clean for lintian but for listed reasons",
         use="apt install ./{file}",
         page="os-packages",
-        tools=("dpkg-deb",),
+        tools=("dpkg-deb", "unshare", "mount"),
     ),
     Form(
         name="rpm",
@@ -213,7 +212,7 @@ FORMS = (
         tested="installed, verified, upgraded and removed by rpm --root in a Debian (--nodeps)",
         use="dnf install ./{file}",
         page="os-packages",
-        tools=("rpmbuild",),
+        tools=("rpmbuild", "unshare", "mount"),
     ),
     Form(
         name="payload-iso",

@@ -8,15 +8,28 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import re
+import signal
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from conda_appliance import contract, layers, playbook, process, relocation, render, resources, trees, units
+from conda_appliance import (
+    contract,
+    layers,
+    namespace,
+    playbook,
+    process,
+    relocation,
+    render,
+    resources,
+    trees,
+    units,
+)
 from conda_appliance.errors import UsageError
 from conda_appliance.installation import Shipment
 
@@ -81,7 +94,7 @@ def parts(shipment: Shipment) -> dict[str, object]:
 def deb(shipment: Shipment, to: Path, work: Path) -> None:
     """Write the Debian package ``to``; ``work`` is for what is only needed meanwhile."""
     made = _Staged.make(shipment, work / "tree")
-    root, values = made.root, made.values
+    root, values = made.own, made.values
     doc = root / f"usr/share/doc/{values['name']}"
     changes = f"{values['name']} ({values['version']}) unstable; urgency=low\n\n  * As its lock says.\n\n"
     date = process.run(["date", "-u", "-R", "-d", f"@{shipment.epoch}"]).stdout.strip()
@@ -92,8 +105,8 @@ def deb(shipment: Shipment, to: Path, work: Path) -> None:
     _write(overrides, "overrides", shipment, {**values, "overridden": OVERRIDDEN})
     control = root / "DEBIAN"
     control.mkdir()
-    files = [path for path, about in trees.walk(root) if stat.S_ISREG(about.st_mode)]
-    sums = "".join(f"{_md5(root / path)}  {path}\n" for path in files if not path.startswith("DEBIAN/"))
+    files = [path for path, about in made.paths() if stat.S_ISREG(about.st_mode)]
+    sums = "".join(f"{_md5(made.place(path))}  {path}\n" for path in files if not path.startswith("DEBIAN/"))
     (control / "md5sums").write_text(sums, encoding="utf-8", errors="surrogateescape")
     settings = [f"/{path}\n" for path in files if path.startswith("etc/")]
     if settings:
@@ -104,53 +117,50 @@ def deb(shipment: Shipment, to: Path, work: Path) -> None:
         (control / script).chmod(0o755)
     for folder in (root, *(path for path in root.rglob("*") if path.is_dir() and not path.is_symlink())):
         folder.chmod(folder.stat().st_mode | 0o055)
-    process.run(
-        ["dpkg-deb", "--root-owner-group", "-Zxz", "-z1", "--build", root, to],
-        env={"SOURCE_DATE_EPOCH": str(shipment.epoch), "TZ": "UTC", "TMPDIR": str(work)},
+    made.run(
+        lambda whole: ["dpkg-deb", "--root-owner-group", "-Zxz", "-z1", "--build", whole, to.absolute()],
+        work,
+        {"SOURCE_DATE_EPOCH": str(shipment.epoch), "TZ": "UTC", "TMPDIR": str(work)},
     )
-    resources.remove(root)
+    _clear(work)
 
 
 def rpm(shipment: Shipment, to: Path, work: Path) -> None:
     """Write the RPM ``to``; ``work`` is for what is only needed meanwhile."""
     made = _Staged.make(shipment, work / "tree")
     listed = work / "files"
-    listed.write_text(_file_list(made.root), encoding="utf-8", errors="surrogateescape")
+    listed.write_text(_file_list(made.paths()), encoding="utf-8", errors="surrogateescape")
     spec = work / "package.spec"
     _write(spec, "package.spec", shipment, {**made.values, "listed": listed})
-    process.run(
-        [
-            *(
-                "rpmbuild",
-                "-bb",
-                "--noclean",
-                "--quiet",
-                "--target",
-                f"{shipment.image.platform.machine}-linux",
-            ),
-            *(
-                "--define",
-                f"_topdir {work}/rpm",
-                "--define",
-                f"_dbpath {work}/db",
-                "--define",
-                f"_tmppath {work}",
-            ),
-            *("--define", "_rpmfilename package.rpm", "--define", f"_rpmdir {work}"),
-            *("--buildroot", made.root, spec),
-        ],
-        env={"SOURCE_DATE_EPOCH": str(shipment.epoch), "TZ": "UTC", "HOME": str(work)},
+    places = {
+        "_topdir": work / "rpm",
+        "_dbpath": work / "db",
+        "_tmppath": work,
+        "_rpmdir": work,
+        "_rpmfilename": "package.rpm",
+    }
+    command: list[process.Argument] = ["rpmbuild", "-bb", "--noclean", "--quiet"]
+    command += ["--target", f"{shipment.image.platform.machine}-linux"]
+    for name, place in places.items():
+        command += ["--define", f"{name} {place}"]
+    made.run(
+        lambda whole: [*command, "--buildroot", whole, spec],
+        work,
+        {"SOURCE_DATE_EPOCH": str(shipment.epoch), "TZ": "UTC", "HOME": str(work)},
     )
     (work / "package.rpm").rename(to)
-    for path in list(work.iterdir()):
-        resources.remove(path)
+    _clear(work)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Staged:
-    """The files of a package in ``root``, as they will stand on a machine; ``values`` are for its templates."""
+    """The files of a package, as they will stand on a machine: its ``own`` and the environments below them.
 
-    root: Path
+    ``values`` are for its templates.
+    """
+
+    own: Path
+    below: Path
     values: dict[str, Any]
 
     @classmethod
@@ -159,13 +169,11 @@ class _Staged:
         prefix = image.conda.prefix
         root.mkdir()
         playbook.lay_files(image, shipment.folder, root)
-        place = root / prefix[1:]
-        if place.exists():
+        if (root / prefix[1:]).exists():
             raise UsageError(
                 f"files: one of them lies in {prefix}, which a package cannot lay over its environments"
             )
-        place.parent.mkdir(parents=True, exist_ok=True)
-        process.run(["cp", "-a", "--no-preserve=ownership", shipment.tree, place])
+        below = shipment.linked.path
         services = units.payload_units(image, project=shipment.project)
         if services:
             (root / _WANTED).mkdir(parents=True)
@@ -188,13 +196,41 @@ class _Staged:
             "services": [unit.name for unit in services],
             "architecture": image.platform.debian,
             "glibc": contract.of(shipment.lock.conda.virtual_packages).glibc,
-            "kilobytes": -(-sum(about.st_size for _, about in trees.walk(root)) // 1024),
+            "kilobytes": -(
+                -sum(about.st_size for _, about in (*trees.walk(root), *trees.walk(below))) // 1024
+            ),
             "packages": sorted({f"{one.name} {one.version}" for part in sections for one in part.packages}),
         }
         doc = root / f"usr/share/doc/{image.name}"
         doc.mkdir(parents=True)
         _write(doc / "copyright", "copyright", shipment, values)
-        return cls(root=root, values=values)
+        return cls(own=root, below=below, values=values)
+
+    def paths(self) -> trees.Paths:
+        """Every path of the package, sorted, with its lstat."""
+        return sorted((dict(trees.walk(self.below)) | dict(trees.walk(self.own))).items())
+
+    def place(self, path: str) -> Path:
+        """Where one of them is."""
+        own = self.own / path
+        return own if own.is_symlink() or own.exists() else self.below / path
+
+    def run(
+        self, command: Callable[[Path], Sequence[process.Argument]], work: Path, settings: Mapping[str, str]
+    ) -> None:
+        """Run the ``command`` for a folder that has all of it: mounted, or where that cannot be, copied."""
+        whole = work.absolute() / "root"
+        if os.geteuid() == 0:
+            mounted, variables = namespace.script(work, [self.own, self.below])
+            process.run(
+                namespace.isolated(mounted, command(whole)),
+                env={**settings, **variables},
+                orphaned=signal.SIGKILL,
+            )
+        else:
+            for tree in (self.below, self.own):
+                process.run(["cp", "-aT", "--no-preserve=ownership", tree, whole])
+            process.run(command(whole), env=settings)
 
 
 def _placed(unit: str, name: str, prefix: str) -> str:
@@ -203,10 +239,10 @@ def _placed(unit: str, name: str, prefix: str) -> str:
     return placed.replace("@CONDA_APPLIANCE_STORE@/current/environments", "/etc/conda-appliance/environments")
 
 
-def _file_list(root: Path) -> str:
+def _file_list(paths: trees.Paths) -> str:
     """The files of an RPM: its own folders by name, settings as such."""
     lines = []
-    for path, about in trees.walk(root):
+    for path, about in paths:
         place = "/" if path == "." else f"/{path}"
         quoted = '"' + place.replace("%", "%%").replace('"', '\\"') + '"'
         if stat.S_ISDIR(about.st_mode):
@@ -227,6 +263,11 @@ def _write(path: Path, template: str, shipment: Shipment, values: Mapping[str, o
 def _text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
     path.chmod(0o644)
+
+
+def _clear(work: Path) -> None:
+    for path in work.iterdir():
+        resources.remove(path)
 
 
 def _md5(path: Path) -> str:

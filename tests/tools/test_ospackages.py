@@ -172,11 +172,17 @@ def test_each_override_has_its_reason(maker: Maker, tmp_path: Path) -> None:
             assert lines[number - 1] == f"# {ospackages.OVERRIDDEN[tag]}"
 
 
-def test_the_same_inputs_give_the_same_bytes(maker: Maker) -> None:
+@pytest.mark.parametrize("user", [0, 1000])
+def test_the_same_inputs_give_the_same_bytes(
+    maker: Maker, monkeypatch: pytest.MonkeyPatch, user: int
+) -> None:
+    """Whether environments are mounted below what is a package's own, or copied by who may not mount."""
     for path in (maker.folder / "app").iterdir():
         os.utime(path, (1, 1))
     for name, make in (("1.deb", ospackages.deb), ("1.rpm", ospackages.rpm)):
-        again = maker.write(make, f"again-{name}", "1.0", "prefixed")
+        with monkeypatch.context() as other:
+            other.setattr(os, "geteuid", lambda: user)
+            again = maker.write(make, f"again-{name}", "1.0", "prefixed")
         assert again.read_bytes() == (maker.folder / "made" / name).read_bytes()
         again.unlink()
 

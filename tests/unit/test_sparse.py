@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from conda_appliance import qcow2, resources, sparse, vmdk
+from conda_appliance import qcow2, rawzst, resources, sparse, vmdk
 from conda_appliance.errors import BuildError
+from conda_appliance.rawzst import zstd
 from conda_appliance.sparse import BLOCK, PAGE, Piece
 
 SIZE = 64 * BLOCK
@@ -52,6 +53,37 @@ def test_a_file_lies_where_it_is_laid(disk: Path, tmp_path: Path) -> None:
         21,
         40,
     ]
+
+
+def test_which_blocks_a_kept_disk_has_need_be_asked_once(disk: Path, tmp_path: Path) -> None:
+    (tmp_path / "known").write_bytes(sparse.survey(disk))
+    assert numbers(Piece(path=disk, at=0, known=tmp_path / "known")) == [3, 4, 5, 40]
+    (tmp_path / "known").write_bytes(sparse.survey(disk)[4:])
+    assert numbers(Piece(path=disk, at=0, known=tmp_path / "known")) == [4, 5, 40], "what is said is believed"
+
+
+def test_what_is_compressed_in_itself_is_not_searched_for_zeroes(disk: Path, tmp_path: Path) -> None:
+    (tmp_path / "more").write_bytes(bytes(BLOCK) + b"y")
+    assert numbers(Piece(path=disk, at=0), Piece(path=tmp_path / "more", at=20 * BLOCK, packed=True)) == [
+        *(3, 4, 5),
+        *(20, 21),
+        40,
+    ]
+
+
+def test_a_raw_disk_in_frames_of_zstd(tmp_path: Path) -> None:
+    disk = tmp_path / "disk.raw"
+    with disk.open("wb") as file:
+        file.write(os.urandom(2 * BLOCK))
+        file.seek(rawzst.FRAME - 1)
+        file.write(b"xy")
+        file.truncate(5 * rawzst.FRAME + 512)
+    digest = rawzst.write([Piece(path=disk, at=0)], tmp_path / "disk.zst")
+    packed = (tmp_path / "disk.zst").read_bytes()
+    assert digest == hashlib.sha256(packed).hexdigest()
+    assert packed.count(b"\x28\xb5\x2f\xfd") == 6, "a frame for each part, one for the rest"
+    assert zstd.decompress(packed) == disk.read_bytes()
+    assert len(packed) < 3 * BLOCK
 
 
 @pytest.mark.parametrize("at", [1, 512, BLOCK - 1])
