@@ -13,6 +13,7 @@ import shlex
 import stat
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from conda_appliance import process, trees
@@ -197,6 +198,13 @@ def isolated(text: str, argv: Sequence[Argument], *, network: bool = True) -> li
     if not network:
         flags.append("--net")
     return ["unshare", *flags, "--", "sh", "-eu", "-c", text, "sh", *argv]
+
+
+@cache
+def can_mount() -> bool:
+    """Whether we may mount here at all: root of this system or of a user namespace may, root of most containers not."""
+    mounts = isolated("mount -t tmpfs appliance /tmp", [])
+    return os.geteuid() == 0 and process.run(mounts, check=False).returncode == 0
 
 
 def _is_first() -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import os
 import re
 import signal
 import stat
@@ -220,7 +219,7 @@ class _Staged:
     ) -> None:
         """Run the ``command`` for a folder that has all of it: mounted, or where that cannot be, copied."""
         whole = work.absolute() / "root"
-        if os.geteuid() == 0:
+        if namespace.can_mount():
             mounted, variables = namespace.script(work, [self.own, self.below])
             process.run(
                 namespace.isolated(mounted, command(whole)),
