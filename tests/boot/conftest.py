@@ -32,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def seen(request: pytest.FixtureRequest) -> Iterator[Seen]:
     """What this session sees of each form."""
-    found = Seen()
+    found = Seen(wanted=bool(request.config.getoption("--forms-table")))
     yield found
     if to := request.config.getoption("--forms-table"):
         Path(to).write_text(found.page(), encoding="utf-8")

@@ -18,10 +18,10 @@ _HEAD = """\
 <!-- made by `make forms-table`, which runs the boot tests of the forms -->
 
 Of one definition, `images/hello.yaml`, and one lock: all forms of one build, side by side, and the discs. *Seconds* are
-what each form took while the others were being made too, on {processors} processors; the build in which all of them
-were made took {all:.1f} s for its forms, {ratio:.1f} times the slowest of them. *Says* is the beginning of the SHA-256
-of what the service answered to `GET /`: the same digest is the same answer, byte for byte. An empty cell was not seen:
-no VMware, VirtualBox, Hyper-V or cloud is within reach of the tests.
+what each form takes alone, once system, environments and disk are there, on {processors} processors. All of them in
+one build took {all:.1f} s, {ratio:.1f} times the slowest of them. *Says* is the beginning of the
+SHA-256 of what the service answered to `GET /`: the same digest is the same answer, byte for byte. An empty cell was
+not seen: no VMware, VirtualBox, Hyper-V or cloud is within reach of the tests.
 
 | form | size | seconds | opened by | ran | says |
 | --- | ---: | ---: | --- | --- | --- |
@@ -43,6 +43,8 @@ class Seen:
 
     rows: dict[str, _Row] = field(default_factory=dict)
     together: float = 0.0
+    #: Whether somebody wants to see it, so that what takes time of its own is worth it.
+    wanted: bool = False
 
     def _row(self, form: str) -> _Row:
         assert form in formats.BY_NAME, form
@@ -50,8 +52,11 @@ class Seen:
 
     def made(self, record: ArtifactRecord) -> None:
         """A build made it."""
-        row = self._row(record.format)
-        row.size, row.seconds = record.size, record.seconds
+        self._row(record.format).size = record.size
+
+    def alone(self, form: str, seconds: float) -> None:
+        """A build that made no other form took so long for it."""
+        self._row(form).seconds = seconds
 
     def disc(self, form: str, path: Path, seconds: float | None = None) -> None:
         """A disc was made."""
@@ -73,7 +78,8 @@ class Seen:
 
     def page(self) -> str:
         """The table, in the order of `formats.FORMS`."""
-        slowest = max((row.seconds for row in self.rows.values() if row.seconds is not None), default=1.0)
+        built = [row.seconds for form, row in self.rows.items() if form in formats.BUILT]
+        slowest = max((seconds for seconds in built if seconds is not None), default=1.0)
         lines = []
         for name in formats.BY_NAME:
             row = self.rows.get(name, _Row())

@@ -82,6 +82,19 @@ def answer(image: Path, form: str, work: Path, *, like: str = "") -> bytes:
     return said[0]
 
 
+def forget_forms() -> None:
+    """Remove from the cache what builds keep of forms, but the disk and what is made before it."""
+    for kind in ("blocks", "survey", "container", "vagrant"):
+        resources.remove(resources.cache_root() / layers.FOLDER / kind)
+
+
+def seconds_of_forms(result: Path) -> float:
+    """What a build took to make its forms."""
+    return sum(
+        seconds for title, seconds in manifest.read(result).steps.items() if title.startswith("Export")
+    )
+
+
 @pytest.fixture(scope="module")
 def forms(hello_rootfs: Path, tmp_path_factory: pytest.TempPathFactory, seen: Seen) -> dict[str, Path]:
     """images/hello.yaml in every form that a build makes, and its payload disc: each one's file, by form."""
@@ -90,14 +103,24 @@ def forms(hello_rootfs: Path, tmp_path_factory: pytest.TempPathFactory, seen: Se
     path = folder / "images/hello.yaml"
     text = path.read_text().replace("formats: [qcow2]", f"formats: [{', '.join(formats.BUILT)}]")
     path.write_text(text + "package: {maintainer: Me <me@example.com>}\n")
+    if seen.wanted:
+        forget_forms()
     done = cli("build", "--lock", "--no-check", path, "--out", folder / "out")
     assert done.returncode == 0, done.stderr
     result = Path(done.stdout.strip())
     written = manifest.read(result)
     for record in written.artifacts:
         seen.made(record)
-    steps = written.steps.items()
-    seen.together = sum(seconds for title, seconds in steps if title.startswith(("Export", "Pack")))
+    seen.together = seconds_of_forms(result)
+    for form in formats.BUILT if seen.wanted else ():
+        forget_forms()
+        alone = folder / f"images/{form}.yaml"
+        alone.write_text(path.read_text().replace(", ".join(formats.BUILT), form))
+        shutil.copy(folder / "images/hello.lock", alone.with_suffix(".lock"))
+        done = cli("build", "--no-check", alone, "--out", folder / "alone" / form)
+        assert done.returncode == 0, done.stderr
+        seen.alone(form, seconds_of_forms(Path(done.stdout.strip())))
+        resources.remove(folder / "alone" / form)
     disc = cli("disc", path, "payload", "--out", folder / "out")
     assert disc.returncode == 0, disc.stderr
     payload = Path(disc.stdout.strip())
