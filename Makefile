@@ -16,7 +16,7 @@ HOST := python3 python3-venv ca-certificates openssh-client \
 # What only the tests need: another boot loader, for a cloud image that is not ours; another shell, and a critic of ours;
 # what reads, unpacks and runs containers; a critic of packages; other readers of discs; what signs an archive of ours; what
 # adds and starts Vagrant boxes; what compiles for, emulates and starts machines of linux-aarch64.
-TEST_HOST := syslinux syslinux-common busybox-static shellcheck skopeo umoci runc lintian genisoimage libarchive-tools p7zip-full gpg \
+TEST_HOST := syslinux syslinux-common busybox-static shellcheck skopeo umoci runc lintian rpmlint genisoimage libarchive-tools p7zip-full gpg \
 	vagrant vagrant-libvirt libvirt-daemon-system libvirt-clients dnsmasq-base iptables iproute2 \
 	qemu-user-static qemu-system-arm qemu-efi-aarch64 gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 

@@ -130,7 +130,8 @@ def rpm(shipment: Shipment, to: Path, work: Path) -> None:
     listed = work / "files"
     listed.write_text(_file_list(made.paths()), encoding="utf-8", errors="surrogateescape")
     spec = work / "package.spec"
-    _write(spec, "package.spec", shipment, {**made.values, "listed": listed})
+    day = datetime.fromtimestamp(shipment.epoch, UTC).strftime("%a %b %d %Y")
+    _write(spec, "package.spec", shipment, {**made.values, "listed": listed, "day": day})
     places = {
         "_topdir": work / "rpm",
         "_dbpath": work / "db",

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import rpm_findings
 import run_container
 from debian_made import System
 from tests.boot.conftest import ROOT, cli, wait_until
@@ -209,6 +210,11 @@ def by(*argv: str, shown: str = "") -> Opener:
     return read
 
 
+def criticized(path: Path, qcow2: Path, work: Path) -> list[str]:
+    assert rpm_findings.findings(path, work) == []
+    return [*by("rpm", "-qpl", "--nosignature", "FILE", shown="rpm -qp")(path, qcow2, work), "rpmlint"]
+
+
 Opener = Callable[[Path, Path, Path], list[str]]
 OPENERS: dict[str, Opener] = {
     "qcow2": checked,
@@ -228,7 +234,7 @@ OPENERS: dict[str, Opener] = {
     "oci": by("skopeo", "inspect", "oci-archive:FILE", shown="skopeo inspect"),
     "docker-archive": by("skopeo", "inspect", "docker-archive:FILE", shown="skopeo inspect"),
     "deb": by("dpkg-deb", "--contents", "FILE"),
-    "rpm": by("rpm", "-qpl", "--nosignature", "FILE", shown="rpm -qp"),
+    "rpm": criticized,
     "payload-iso": by("xorriso", "-indev", "FILE", "-find", shown="xorriso"),
 }
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import packages
 import pytest
+import rpm_findings
 from debian_made import Debian, System
 from packages import PLACEHOLDER, File, Package
 
@@ -161,6 +163,12 @@ def test_lintian_is_content_but_for_listed_reasons(maker: Maker) -> None:
     assert said == []
     shown = process.run(["dpkg-deb", "--fsys-tarfile", maker.folder / "made/1.deb"], check=False)
     assert shown.returncode == 0
+
+
+def test_rpmlint_is_content_but_for_listed_reasons(maker: Maker, tmp_path: Path) -> None:
+    named = tmp_path / "demo-2.0-1.x86_64.rpm"
+    shutil.copy(maker.folder / "made/2.rpm", named)
+    assert rpm_findings.findings(named, tmp_path) == []
 
 
 def test_each_override_has_its_reason(maker: Maker, tmp_path: Path) -> None:
