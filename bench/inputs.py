@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from conda_appliance import conda, definition, lock, package, platforms, resolve, resources, sources
+from conda_appliance import definition, linking, lock, package, platforms, resolve, resources, sources
 
 HERE = Path(__file__).resolve().parent
 #: The time of every file in the environment: 2020-01-01.
@@ -116,7 +116,7 @@ class Workspace:
     def _link(self, locked: lock.Lock, files: Mapping[str, Path]) -> None:
         section = locked.conda.environments["base"]
         scratch = self.root / "link"
-        conda.link(
+        linking.link(
             section.packages,
             files,
             prefix=section.prefix,

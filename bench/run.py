@@ -25,7 +25,7 @@ import contenders
 import report
 import results
 import toolbox
-from conda_appliance import process, resources, sources
+from conda_appliance import layers, process, resources, sources
 from contenders import Contender, Failed, Ours, Peer
 from inputs import HERE, Inputs, Variant, Workspace
 
@@ -37,6 +37,10 @@ SCENARIOS = {
     "unchanged": "the same command again",
     "second": "another machine from the same base: another name, environment and application",
 }
+#: Bytes that the next peer may need; where fewer are free, what was put away is removed before its turn.
+ROOM = 20 << 30
+#: What `debian_alone` measures, as the page calls it.
+DEBIAN = "Debian alone"
 #: Only ours makes many machines with one command; compared with as many exports of one disk.
 SCALE = 20
 
@@ -116,7 +120,26 @@ def compare(
                     bench.pair(scenario, number, ours[:1] if scenario == "cold" else ours, peer)
         except Failed as error:
             bench.record.fail(peer.name, str(error))
-        bench.workspace.tidy()
+        if shutil.disk_usage(bench.workspace.root).free < ROOM:
+            bench.workspace.tidy()
+
+
+def debian_alone(bench: Bench, rounds: int) -> None:
+    """What is no builder's own in a cold start: the packages of our machine, installed."""
+    workspace = bench.workspace
+    folder = workspace.root / "state/debian"
+    for number in range(rounds):
+        workspace.put_away(folder)
+        words = [workspace.base, workspace.project / "cache", folder]
+        figures = contenders.metered(
+            [sys.executable, str(HERE / "debian_alone.py"), *map(str, words)],
+            at=workspace.root / "logs",
+            name="debian",
+        )
+        size = layers.size_of(folder / "tree")
+        outcome = contenders.Outcome(figures=figures, size=size, allocated=size)
+        bench.record.add("cold", f"debian-{number}", DEBIAN, outcome)
+    workspace.put_away(folder)
 
 
 def scale(bench: Bench, one: Ours, rounds: int) -> None:
@@ -228,13 +251,16 @@ def measure(args: argparse.Namespace, workspace: Workspace) -> int:
             Peer(name=name, workspace=workspace, toolbox=workspace.root / "toolbox", mirror=mirror)
             for name in names
         ]
-        measured = [f"{name}/{scenario}" for name in [*names, "scale"] for scenario in wanted]
+        measured = [f"{name}/{scenario}" for name in [*names, "scale", "debian"] for scenario in wanted]
         record = results.Record.begin(args.results, [*ours, *peers], workspace, SCENARIOS, measured)
         bench = Bench(workspace, record)
         scenarios = [one for one in SCENARIOS if one in wanted]
         compare(bench, ours, peers, scenarios, args.rounds, args.cold_rounds)
+        if "cold" in wanted:
+            debian_alone(bench, args.cold_rounds)
         if "scale" in wanted and ours:
             scale(bench, ours[0], min(args.rounds, 2))
+    workspace.tidy()
     report.write(record)
     return 1 if record.failures else 0
 

@@ -17,7 +17,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from conda_appliance import apt, build, compare, conda, lock, namespace, process, resources
+from conda_appliance import apt, build, compare, linking, lock, namespace, process, resources
 
 HERE = Path(__file__).resolve().parents[1]
 SUITE = "trixie"
@@ -111,7 +111,7 @@ def add_packed(path: Path, tree: Path, work: Path) -> None:
     locked = lock.read(lock.path_for(path))
     files = build.fetch(path, locked=locked).files
     section, prefix = locked.conda.environments["base"], work / "environment"
-    conda.link(
+    linking.link(
         section.packages,
         files,
         prefix=str(prefix),

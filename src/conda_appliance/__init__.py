@@ -59,7 +59,10 @@ render       3 the only Jinja; StrictUndefined; values as words of what reads th
 disctree     4 what a disc will hold: its tree, its SHA256SUMS, its names
 packed       4 trees of files → one read-only file system in a file
 machines     4 a batch of machines, YAML or CSV → what each one's seed disc holds
-conda        4 solve, link a prefix for its final path, verify it
+rattler      3 has rattler solve, link and read locks, in a process of its own
+conda        4 channels and what is asked of them → the packages
+bytecode     4 the modules of an environment, compiled for where it will live
+linking      5 packages → an environment linked for its final path; verified
 wheel        4 a wheel of PyPI → a conda package
 workspace    2 an environment of a pixi workspace → what it asks for
 workspace_python 1 a pyproject.toml's own words → features of a pixi workspace
@@ -78,7 +81,7 @@ pypi         5 what is asked of PyPI → wheels, for the machine and its conda p
 wheels       5 locked wheels → files of a linked environment
 slim         5 linked environments → the same without some parts, with true records
 channel      5 a folder of recipes → a channel of real conda packages
-distribution 5 Miniforge, Miniconda, any installer of constructor's → the environment that it makes
+distribution 6 Miniforge, Miniconda, any installer of constructor's → the environment that it makes
 bootstrap    5 locked .debs → a Debian root file system
 disc         5 → an ISO 9660 disc; the only pycdlib; clock passed in
 disk         5 trees of files → a bootable raw disk: partitions, file systems, boot loaders
@@ -90,20 +93,20 @@ suite        6 a locked Debian → the same with some packages as new as its sui
 bill         6 what an appliance is made of → one bill of materials
 lockfiles    6 locks of other tools, in and out: pixi.lock, conda-lock.yml, @EXPLICIT
 programs     6 what services run beside packages: PEX, zipapp, wheel, git, frozen → files of the machine
-payload      6 conda packages → the linked environments, as a tree and on the payload disc
+payload      7 conda packages → the linked environments, as a tree and on the payload disc
 seed         7 keys and a host name → the NoCloud disc that cloud-init reads
 basedisk     6 a Debian root file system or a cloud image → the disk that Packer starts from
 machine      6 Machine: QEMU, serial log, SSH; the only paramiko
 export       6 disk image → artifacts, side by side
 boxes        6 a disk that has Vagrant's user → a Vagrant box
 resolve      7 definition → Lock; lock → verified files in the cache
-payload_disc 7 environments and install.sh → the payload disc for a machine that runs Linux
+payload_disc 8 environments and install.sh → the payload disc for a machine that runs Linux
 cyclonedx    7 a bill of materials as CycloneDX
 spdx         7 a bill of materials as SPDX
-containers   7 environments and a service → a container image, in layers
+containers   8 environments and a service → a container image, in layers
 ospackages   7 environments, files and services → a Debian package and an RPM
-plain        7 environments → a tar for any prefix, and an installer in one file
-userspace_disc 7 environments and mount.sh → the disc that a machine runs them from
+plain        8 environments → a tar for any prefix, and an installer in one file
+userspace_disc 8 environments and mount.sh → the disc that a machine runs them from
 builders/    8 a Protocol; packer.py boots the base, rootfs.py does not; both run the playbook
 catalog      7 the boxes of several versions → the catalog that Vagrant adds and updates from
 check        8 testinfra on a Machine → CheckReport

@@ -22,7 +22,17 @@ from typing import Any
 from packageurl import PackageURL
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
-from conda_appliance import bootstrap, conda, debs, layers, prefix_check, process, pypi, resources, trees
+from conda_appliance import (
+    bootstrap,
+    debs,
+    layers,
+    linking,
+    prefix_check,
+    process,
+    pypi,
+    resources,
+    trees,
+)
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.layers import Layer, Store
 from conda_appliance.lock import CondaPackage, DebianPackage, DebianSection, Lock, Wheel
@@ -280,7 +290,7 @@ def licences_of_copyright(text: str) -> list[str]:
 
 def _of_conda(package: CondaPackage, record: Mapping[str, Any], part: str, prefix: str) -> Component:
     said = str(record.get("license") or "")
-    url = conda.public_url(package)
+    url = linking.public_url(package)
     qualifiers = {
         "build": package.build,
         "channel": record["channel"],
@@ -300,7 +310,7 @@ def _of_conda(package: CondaPackage, record: Mapping[str, Any], part: str, prefi
         texts=tuple(
             f"{prefix}/{path}"
             for path in record["files"]
-            if path.startswith(f"{conda.LICENCES}/{package.name}/")
+            if path.startswith(f"{linking.LICENCES}/{package.name}/")
         ),
     )
 

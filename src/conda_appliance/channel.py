@@ -24,7 +24,7 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
-from conda_appliance import conda, log, platforms, process, resources, sources, wheel
+from conda_appliance import bytecode, log, platforms, process, resources, sources, wheel
 from conda_appliance.apt import Apt, RemoteFile
 from conda_appliance.errors import BuildError, CommandFailed, HashMismatch, ToolMissing, UsageError
 from conda_appliance.package import (
@@ -350,7 +350,7 @@ class _Maker:
             if PLACEHOLDER.encode() not in path.read_bytes()
         ]
         if modules:
-            conda.run_compileall(modules, package.root, "", [python or self._interpreter])
+            bytecode.run(modules, package.root, "", [python or self._interpreter])
 
     def _python(self, at: Path, python: Python, files: list[RemoteFile], glibc: str, build: str) -> Package:
         original, debian = sorted(

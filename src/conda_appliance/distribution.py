@@ -16,8 +16,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from conda_appliance import (
+    bytecode,
     conda,
     layers,
+    linking,
     log,
     namespace,
     prefix_check,
@@ -159,14 +161,16 @@ def tree(
     It runs in the root file system ``system``, which is only read, without a network and with few of root's rights.
     The same installer gives the same tree: byte code is compiled anew, records and times say nothing of the run, what
     can be had again is left out, and each file that no record names stands in the environment's own list
-    (`prefix_check.INSTALLED`). ``loader`` gives what `conda.link` calls so.
+    (`prefix_check.INSTALLED`). ``loader`` gives what `linking.link` calls so.
     Raises BuildError with the installer's words when it fails or leaves no environment.
     """
     parts: layers.Parts = {
         "installer": section.sha256,
         "prefix": prefix,
         "epoch": str(epoch),
-        "code": layers.code(__file__, *(str(module.__file__) for module in (conda, namespace, prefix_check))),
+        "code": layers.code(
+            __file__, *(str(module.__file__) for module in (bytecode, linking, namespace, prefix_check))
+        ),
     }
 
     def make(to: Path, work: Path) -> None:
@@ -175,9 +179,9 @@ def tree(
         _keep_licences(made)
         for name in _LEFT:
             resources.remove(made / name)
-        conda.settle(made, epoch)
+        trees.settle(made, epoch)
         made.rename(to)
-        conda.settle_installed(
+        linking.settle_installed(
             packages_of(to),
             into=to,
             prefix=prefix,
@@ -277,4 +281,4 @@ def _keep_licences(environment: Path) -> None:
     """Keep the licence texts that an installer leaves in its unpacked packages alone."""
     for record in prefix_check.records(environment):
         unpacked = environment / "pkgs" / f"{record['name']}-{record['version']}-{record['build']}"
-        conda.keep_licences(unpacked, record["name"], environment)
+        linking.keep_licences(unpacked, record["name"], environment)

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from conda_appliance import (
     bootstrap,
-    conda,
+    bytecode,
     conda_child,
     disc,
     disctree,
@@ -20,6 +20,7 @@ from conda_appliance import (
     emulation,
     first_boot,
     layers,
+    linking,
     namespace,
     post_link,
     prefix_check,
@@ -66,7 +67,7 @@ def environment(
     ``archives`` are the lock's files by SHA-256. ``epoch`` (seconds since 1970) is every time stamp. ``base`` is the
     machine's, in whose system installers and post-link scripts run. ``without`` are the parts that a definition's
     ``slim`` leaves out. Raises HashMismatch naming a damaged package or file of a cached tree; BuildError as
-    `conda.link`, `post_link.run`, `distribution.tree` and `slim.layer` do.
+    `linking.link`, `post_link.run`, `distribution.tree` and `slim.layer` do.
     """
     whole = _whole(
         lock,
@@ -131,7 +132,7 @@ def _whole(
         "epoch": str(epoch),
         "code": layers.code(
             __file__,
-            *(str(module.__file__) for module in (conda, conda_child, prefix_check, wheels)),
+            *(str(module.__file__) for module in (bytecode, conda_child, linking, prefix_check, wheels)),
             *([str(distribution.__file__)] if any(one.installer for _, one in sections) else []),
         ),
         "tools": {name: metadata.version(name) for name in ("py-rattler", "installer")},
@@ -182,10 +183,10 @@ def _whole(
                 into = to / section.prefix.lstrip("/")
                 into.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copytree(laid, into, symlinks=True, copy_function=_copy)
-                conda.settle(into, epoch)  # a copy of a folder has its own time
+                trees.settle(into, epoch)  # a copy of a folder has its own time
                 continue
             progress(f"linking {len(section.packages)} packages into {name}")
-            conda.link(
+            linking.link(
                 section.packages,
                 archives,
                 prefix=section.prefix,
@@ -302,7 +303,7 @@ def _system(
     return bootstrap.system(lock.debian, base, archives, store=store, progress=progress, without=without)
 
 
-def _before(earlier: tuple[Layer, layers.Parts] | None, name: str, prefix: str) -> conda.Before | None:
+def _before(earlier: tuple[Layer, layers.Parts] | None, name: str, prefix: str) -> linking.Before | None:
     """The environment ``name`` of a layer that was made before, if it has one at ``prefix``."""
     if earlier is None:
         return None
@@ -315,7 +316,7 @@ def _before(earlier: tuple[Layer, layers.Parts] | None, name: str, prefix: str) 
         return None
     if any(one.startswith(f"{name}/pip:") for one in named):
         return None  # whose files are whose is what conda's records do not say
-    return conda.Before(
+    return linking.Before(
         folder=folder,
         packages={
             one.partition("/")[2]: about.rpartition(" ")[2]
@@ -342,7 +343,7 @@ def make(
 
     ``lock_text``, ``sbom`` and ``inventory`` go on the disc; ``project`` may have an ``iso/payload.yaml`` of its own.
     For the rest see `environment`. Raises HashMismatch naming what is damaged: a package, or a file of a disc in the
-    cache, which is then set aside so that the next run makes it anew. Raises BuildError as `conda.link` and
+    cache, which is then set aside so that the next run makes it anew. Raises BuildError as `linking.link` and
     `disc.write` do.
     """
     linked = of_image(definition, lock, archives, store=store, epoch=epoch, progress=progress)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from conda_appliance import conda, first_boot, log, namespace, prefix_check, process, resources, trees
+from conda_appliance import first_boot, log, namespace, prefix_check, process, resources, trees
 from conda_appliance.errors import BuildError
 from conda_appliance.lock import CondaPackage, EnvironmentSection
 
@@ -64,7 +64,7 @@ def run(
                 first_boot.record(into, _record_name(package), *_move(written, into))
         finally:
             resources.remove(place)
-    conda.settle(into, epoch)
+    trees.settle(into, epoch)
     if findings := prefix_check.check(into):
         raise BuildError(
             f"after its post-link scripts the environment for {section.prefix} differs from its packages' records: "

@@ -136,7 +136,7 @@ def _originals(
 
 
 def _digest_place(text: bytes, path: str, entry: Mapping[str, Any]) -> int:
-    """Where in a record (as `conda.link` writes it) the SHA-256 of a file stands, in bytes from its start."""
+    """Where in a record (as `linking.link` writes it) the SHA-256 of a file stands, in bytes from its start."""
     digest = entry.get("sha256_in_prefix") or entry["sha256"]
     at = text.index(f'"_path": {json.dumps(path, ensure_ascii=False)},'.encode())
     return text.index(f'"{digest}"'.encode(), at) + 1

@@ -24,7 +24,6 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from conda_appliance import (
-    conda,
     definition_slim,
     elf,
     importable,
@@ -102,7 +101,7 @@ def layer(
             __file__,
             *(
                 str(module.__file__)
-                for module in (conda, definition_slim, elf, importable, prefix_check, slim_rules, testsuites)
+                for module in (definition_slim, elf, importable, prefix_check, slim_rules, testsuites, trees)
             ),
         ),
         "tools": {"strip": _strip_version(platform)} if "debug-symbols" in parts else {},
@@ -117,7 +116,7 @@ def layer(
             _slim(after, parts, platform)
             progress(f"importing what {name} has")
             _require_imports(before, after, prefix, work / "confined", starter())
-        conda.settle(to, epoch)
+        trees.settle(to, epoch)
 
     return store.get("slim", decided, make, subject=subject, progress=progress, like=linked)
 

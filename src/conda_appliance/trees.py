@@ -214,3 +214,13 @@ def set_times(root: Path, epoch: int, *, newer_only: bool = False) -> None:
     for path, about in reversed(paths):  # a folder after what it holds
         if not newer_only or about.st_mtime > epoch:
             os.utime(root / path, (epoch, epoch), follow_symlinks=False)
+
+
+def settle(folder: Path, epoch: int) -> None:
+    """Give everything below ``folder``, and itself, its plain mode and one time."""
+    for path, about in reversed(list(walk(folder))):  # a folder after what it holds
+        mode = 0o755 if stat.S_ISDIR(about.st_mode) or about.st_mode & 0o100 else 0o644
+        if not stat.S_ISLNK(about.st_mode) and stat.S_IMODE(about.st_mode) != mode:
+            (folder / path).chmod(mode)
+        if about.st_mtime_ns != epoch * 10**9:
+            os.utime(folder / path, (epoch, epoch), follow_symlinks=False)

@@ -24,7 +24,7 @@ from installer.records import RecordEntry
 from installer.sources import WheelFile
 from installer.utils import Scheme
 
-from conda_appliance import conda, prefix_check, process, resources, trees
+from conda_appliance import bytecode, prefix_check, process, resources, trees
 from conda_appliance.errors import BuildError, HashMismatch
 from conda_appliance.lock import Wheel
 
@@ -50,7 +50,7 @@ def install(
     """Install ``wheels`` into the linked environment in the folder ``into``, which will live at ``prefix``.
 
     ``archives`` are the wheels by SHA-256, which is checked again here; ``epoch`` (seconds since 1970) is every time
-    stamp; ``work`` is a folder for what is only needed meanwhile, ``loader`` as `conda.link` has it. Byte code is
+    stamp; ``work`` is a folder for what is only needed meanwhile, ``loader`` as `linking.link` has it. Byte code is
     compiled as that of conda packages, and stands in each RECORD. Raises HashMismatch naming a wheel; BuildError for
     one that brings a file which is there already, and when the result differs from its own records.
     """
@@ -68,7 +68,7 @@ def install(
         given.unlink()
     resources.remove(named)
     _compile(into, site, prefix, loader)
-    conda.settle(into, epoch)
+    trees.settle(into, epoch)
     if findings := prefix_check.check(into, unread=frozenset(owners.values())):
         raise BuildError(
             f"the environment for {prefix} differs from its wheels' own records: {trees.some(findings)}",
@@ -128,7 +128,7 @@ def _compile(into: Path, site: Path, prefix: str, loader: Sequence[process.Argum
         for row in rows
         if row[0].endswith(".py") and not row[0].startswith("..")
     }
-    conda.run_compileall(sorted(modules), into, prefix, [*loader, into / "bin/python"])
+    bytecode.run(sorted(modules), into, prefix, [*loader, into / "bin/python"])
     for module, record in modules.items():
         source = into / module
         for made in sorted((source.parent / "__pycache__").glob(f"{source.stem}.cpython-*.pyc")):

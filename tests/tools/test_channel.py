@@ -10,7 +10,7 @@ import pytest
 import yaml
 from conda_package_streaming import package_streaming
 
-from conda_appliance import channel, conda, process, resources
+from conda_appliance import channel, conda, linking, process, resources
 from conda_appliance.contract import Contract
 from conda_appliance.errors import CommandFailed, HashMismatch, UsageError
 from conda_appliance.package import PLACEHOLDER, read_index
@@ -180,7 +180,7 @@ def environment(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     packages, _ = conda.solve(specs, [place], contract=Contract(glibc="2.36"))
     prefix = work / "another-place"
     archives = {one.sha256: starter / one.subdir / one.filename for one in packages}
-    conda.link(packages, archives, prefix=str(prefix), into=prefix, epoch=EPOCH, work=work / "work")
+    linking.link(packages, archives, prefix=str(prefix), into=prefix, epoch=EPOCH, work=work / "work")
     yield prefix
 
 

@@ -15,7 +15,7 @@ import pytest
 import rattler
 from packages import File, Package
 
-from conda_appliance import conda, prefix_check
+from conda_appliance import conda, linking, prefix_check
 from conda_appliance.contract import Contract
 from conda_appliance.errors import BuildError, HashMismatch, UsageError
 from conda_appliance.lock import CondaPackage
@@ -48,7 +48,9 @@ def archives(found: tuple[CondaPackage, ...]) -> dict[str, Path]:
 def link(found: tuple[CondaPackage, ...], root: Path, prefix: str = PREFIX) -> Path:
     """Link for ``prefix`` below ``root``, and return where it stands here."""
     into = root / prefix.lstrip("/")
-    conda.link(found, archives(found), prefix=prefix, into=into, epoch=EPOCH, work=root / "work", specs=SPECS)
+    linking.link(
+        found, archives(found), prefix=prefix, into=into, epoch=EPOCH, work=root / "work", specs=SPECS
+    )
     return into
 
 
@@ -282,11 +284,11 @@ def test_byte_code_that_a_package_brought_stays_if_no_time_can_make_it_stale(tmp
         data = (into / f"{site}/__pycache__/{name}.{tag}.pyc").read_bytes()
         assert data[4:8] == b"\1\0\0\0"
         assert (b"where it was" in data) == (name == "kept")
-    assert conda.verify(into.parents[1], PREFIX) == []
+    assert linking.verify(into.parents[1], PREFIX) == []
 
 
 def test_the_environment_is_what_its_records_say(linked: Path) -> None:
-    assert conda.verify(linked.parents[1], PREFIX) == []
+    assert linking.verify(linked.parents[1], PREFIX) == []
 
 
 def test_records_are_readable_by_conda_tools(linked: Path) -> None:
@@ -319,7 +321,7 @@ def test_a_flipped_byte_in_a_package_is_caught_by_name(channel: Path, tmp_path: 
     files[package.sha256] = tmp_path / "flipped"
     files[package.sha256].write_bytes(data)
     with pytest.raises(HashMismatch, match=r"prefixed-1\.0-0\.tar\.bz2") as caught:
-        conda.link(found, files, prefix=PREFIX, into=tmp_path / "into", epoch=EPOCH, work=tmp_path / "work")
+        linking.link(found, files, prefix=PREFIX, into=tmp_path / "into", epoch=EPOCH, work=tmp_path / "work")
     assert caught.value.expected == package.sha256
     assert not (tmp_path / "into").exists()
 
@@ -330,7 +332,7 @@ def test_archives_may_have_any_name(channel: Path, tmp_path: Path) -> None:
     for digest, path in archives(found).items():
         blobs[digest] = tmp_path / digest
         blobs[digest].write_bytes(path.read_bytes())
-    conda.link(found, blobs, prefix=PREFIX, into=tmp_path / "into", epoch=EPOCH, work=tmp_path / "work")
+    linking.link(found, blobs, prefix=PREFIX, into=tmp_path / "into", epoch=EPOCH, work=tmp_path / "work")
     assert prefix_check.check(tmp_path / "into") == []
     assert list((tmp_path / "work").iterdir()) == [], "what was needed meanwhile is gone"
 

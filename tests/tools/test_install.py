@@ -16,7 +16,7 @@ import small_machine
 from packages import PLACEHOLDER, File, Package
 from small_machine import Machine
 
-from conda_appliance import conda, lock, payload_disc, prefix_check, process, trees
+from conda_appliance import conda, linking, lock, payload_disc, prefix_check, process, trees
 from conda_appliance.contract import Contract
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.layers import Store
@@ -289,7 +289,7 @@ def test_another_prefix_gives_what_linking_for_it_gives(
     machine.install("--prefix", prefix)
     locked = discs.lock("pure", prefix=prefix)
     for section in locked.conda.environments.values():
-        conda.link(
+        linking.link(
             section.packages,
             discs.archives(locked),
             prefix=section.prefix,

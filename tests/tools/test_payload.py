@@ -8,7 +8,7 @@ from pathlib import Path
 import packages
 import pytest
 
-from conda_appliance import conda, lock, payload, prefix_check, process, resources
+from conda_appliance import conda, linking, lock, payload, prefix_check, process, resources
 from conda_appliance.contract import Contract
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import BuildError, HashMismatch
@@ -105,8 +105,8 @@ def test_gnu_tar_unpacks_environments_that_are_as_recorded(make: Make, tmp_path:
     root = tmp_path / "root"
     root.mkdir()
     process.run(["tar", "--extract", "--file", out / "environment.tar", "--directory", root])
-    assert conda.verify(root, "/opt/conda") == []
-    assert conda.verify(root, "/opt/conda/envs/second") == []
+    assert linking.verify(root, "/opt/conda") == []
+    assert linking.verify(root, "/opt/conda/envs/second") == []
     assert (
         root / "opt/conda/envs/second/etc/prefixed.conf"
     ).read_text() == "home = /opt/conda/envs/second/share\n"

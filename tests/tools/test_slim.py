@@ -17,6 +17,7 @@ from conda_appliance import (
     channel,
     conda,
     importable,
+    linking,
     payload,
     prefix_check,
     resources,
@@ -228,7 +229,7 @@ def test_an_import_that_would_be_lost_stops_the_build(starter: Path, tmp_path: P
         payload.environment(lock, archives, store=store, epoch=EPOCH, without=["docs"])
     assert "name in slim: the parts that may go" in caught.value.hint
     made = payload.environment(lock, archives, store=store, epoch=EPOCH, without=["man-pages"])
-    assert conda.verify(made.path, "/opt/conda") == []
+    assert linking.verify(made.path, "/opt/conda") == []
 
 
 def test_packages_code_runs_as_nobody_without_a_network(starter: Path, tmp_path: Path) -> None:
@@ -268,7 +269,7 @@ def test_the_record_of_a_wheel_is_true_too(starter: Path, tmp_path: Path) -> Non
     )
     record = (made.path / f"opt/conda/{SITE}/tool-1.0.dist-info/RECORD").read_text()
     assert "tool/__init__.py," in record and "tool/tests" not in record
-    assert conda.verify(made.path, "/opt/conda") == []
+    assert linking.verify(made.path, "/opt/conda") == []
 
 
 def test_the_record_on_the_machine_is_json_that_conda_does_not_take_for_a_package(small: Path) -> None:

@@ -12,7 +12,7 @@ import packages
 import pytest
 import wheels_made
 
-from conda_appliance import conda, prefix_check, pypi, sources, trees, wheels
+from conda_appliance import conda, linking, prefix_check, pypi, sources, trees, wheels
 from conda_appliance.contract import Contract
 from conda_appliance.errors import BuildError, HashMismatch, UsageError
 from conda_appliance.lock import CondaPackage, Wheel
@@ -49,7 +49,7 @@ class Place:
         into = self.folder / root / prefix.lstrip("/")
         archives = {one.sha256: Path(one.url.removeprefix("file://")) for one in self.conda}
         work = self.folder / "work"
-        conda.link(self.conda, archives, prefix=prefix, into=into, epoch=EPOCH, work=work)
+        linking.link(self.conda, archives, prefix=prefix, into=into, epoch=EPOCH, work=work)
         files = {one.sha256: self.cache.verified(one.sha256, one.name) for one in found}
         wheels.install(found, files, into=into, prefix=prefix, epoch=EPOCH, work=work)
         return into

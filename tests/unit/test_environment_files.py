@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from conda_appliance import conda, environments
+from conda_appliance import conda, environments, linking
 from conda_appliance.definition_conda import Environment
 from conda_appliance.errors import UsageError
 from conda_appliance.lock import CondaPackage
@@ -97,4 +97,4 @@ def test_defaults_is_refused_for_what_it_is() -> None:
     ],
 )
 def test_a_record_names_the_channel_and_not_the_build_host(channel: str, url: str, public: str) -> None:
-    assert conda.public_url(package(channel, url)) == public
+    assert linking.public_url(package(channel, url)) == public
