@@ -35,7 +35,7 @@ accelerator  3 whether KVM really runs a guest here
 ansible      3 how Ansible is started
 blockpack    3 blocks of a disk, each compressed by itself; those of a kept disk once
 qcow2        4 a raw disk → a qcow2
-rawzst       3 a raw disk → the same, compressed by zstd
+rawzst       4 a raw disk → the same, compressed by zstd
 vmdk         4 a raw disk → a streamOptimized vmdk
 device       3 a disk or stick: what it is, what uses it; an image written to it and read back
 definition_conda 2 the conda side of a definition: environments, channels, licences

@@ -8,15 +8,27 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from conda_appliance import direct, sparse
 from conda_appliance.sparse import BLOCK, Block, Piece
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+__all__ = ["Codec", "compressed", "in_order", "keep", "zstd"]
+
+_T = TypeVar("_T")
 
 #: The kept blocks, one behind the other; and of each its number, its place there and its length.
 _DATA, _INDEX = "blocks", "index"
@@ -56,9 +68,7 @@ def compressed(
 
     ``kept`` is a folder that `keep` made of the first piece with the same ``codec``.
     """
-    workers = os.cpu_count() or 1
     with ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(workers, thread_name_prefix="blocks"))
         index: dict[int, tuple[int, int]] = {}
         file = -1
         if kept is not None:
@@ -69,11 +79,11 @@ def compressed(
         def is_made(block: Block) -> bool:
             return block.piece in as_is or (block.piece == 0 and block.number in index)
 
-        ahead: deque[tuple[Sequence[Block], Future[list[bytes]] | None]] = deque()
-
-        def done() -> Iterator[tuple[Block, bytes | None]]:
-            group, future = ahead.popleft()
-            made = iter(future.result() if future is not None else ())
+        groups = [blocks[first : first + _TOGETHER] for first in range(0, len(blocks), _TOGETHER)]
+        left = ([block for block in group if not is_made(block)] for group in groups)
+        packed = in_order(partial(_pack, some, codec) if some else _nothing for some in left)
+        for group, some in zip(groups, packed, strict=True):
+            made = iter(some)
             for block in group:
                 if block.piece in as_is:
                     yield block, None
@@ -83,14 +93,22 @@ def compressed(
                 else:
                     yield block, next(made)
 
-        for first in range(0, len(blocks), _TOGETHER):
-            group = blocks[first : first + _TOGETHER]
-            left = [block for block in group if not is_made(block)]
-            ahead.append((group, pool.submit(_pack, left, codec) if left else None))
+
+def in_order(tasks: Iterable[Callable[[], _T]]) -> Iterator[_T]:
+    """What ``tasks`` return, in their order, while threads are at some of those that follow."""
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers, thread_name_prefix="blocks") as pool:
+        ahead: deque[Future[_T]] = deque()
+        for task in tasks:
+            ahead.append(pool.submit(task))
             if len(ahead) > 4 * workers:
-                yield from done()
+                yield ahead.popleft().result()
         while ahead:
-            yield from done()
+            yield ahead.popleft().result()
+
+
+def _nothing() -> list[bytes]:
+    return []
 
 
 def _pack(blocks: Sequence[Block], codec: Codec) -> list[bytes]:

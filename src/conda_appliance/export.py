@@ -146,6 +146,8 @@ class Exporter:
 
     def _raw(self, forms: Sequence[str]) -> Sequence[Piece]:
         """What makes up the raw disk; nothing where it is in another format and none of ``forms`` needs it."""
+        if not forms:
+            return ()
         if self.format == "raw":
             return (Piece(path=self.disk, at=0, known=self._survey()), *self.inserts)
         if not {*forms} & {*diskforms.FROM_RAW}:

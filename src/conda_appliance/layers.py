@@ -243,8 +243,10 @@ class Store:
                 return None
             if about["sha256"]:
                 paths = _verify(folder, about, damage)
-            elif (paths := trees.all_of(folder / name)) and not _untouched(folder, paths):
-                return None
+            else:
+                paths = trees.all_of(folder / name)
+                if not _untouched(folder, paths):
+                    return None
         os.utime(folder / _ABOUT)
         return Layer(
             kind=kind,

@@ -64,9 +64,8 @@ def write(
     folder, target = f"root{prefix}", os.fspath(to.resolve())
     if form == "squashfs":
         command = ["mksquashfs", folder, target, "-noappend", *_SQUASHFS[compression]]
-        if (
-            compression == "none"
-        ):  # nothing to share out, and room for what is read ahead: a quarter of all memory
+        if compression == "none":
+            # Or it reads ahead into a quarter of all memory, for processors that have no work.
             command += ["-processors", "1", "-mem", "64M"]
         command += ["-all-root", "-no-progress", "-quiet"]
     else:

@@ -9,19 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import struct
-import sys
 import zlib
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from conda_appliance import blockpack, direct, sparse
-from conda_appliance.blockpack import Codec
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from conda_appliance.blockpack import Codec, zstd
 
 #: Bytes of a cluster: what QEMU itself takes. One that is empty takes no room.
 _CLUSTER = sparse.BLOCK

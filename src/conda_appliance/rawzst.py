@@ -7,22 +7,14 @@ programs that can may unpack them side by side. It is a hundredth larger.
 from __future__ import annotations
 
 import hashlib
-import os
-import sys
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
 
 from conda_appliance import direct, sparse
+from conda_appliance.blockpack import in_order, zstd
 from conda_appliance.sparse import BLOCK, Block
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
 
 #: Bytes of the disk in one frame: more than what zstd looks back at this level.
 FRAME = 4 << 20
@@ -51,25 +43,16 @@ def write(pieces: Sequence[sparse.Piece], to: Path) -> str:
 
 def _frames(size: int, blocks: Sequence[Block]) -> Iterator[bytes]:
     """The frames, in their order."""
-    workers = os.cpu_count() or 1
     there = {
         number: list(group) for number, group in groupby(blocks, lambda one: one.number * BLOCK // FRAME)
     }
-    with ThreadPoolExecutor(workers, thread_name_prefix="frames") as pool:
-        ahead: deque[bytes | Future[bytes]] = deque()
 
-        def done() -> bytes:
-            one = ahead.popleft()
-            return one if isinstance(one, bytes) else one.result()
+    def task(number: int) -> Callable[[], bytes]:
+        length = min(FRAME, size - number * FRAME)
+        found = there.get(number)
+        return partial(_frame, number, length, found) if found else partial(_empty, length)
 
-        for number in range(-(-size // FRAME)):
-            length = min(FRAME, size - number * FRAME)
-            found = there.get(number)
-            ahead.append(pool.submit(_frame, number, length, found) if found else _empty(length))
-            if len(ahead) > 4 * workers:
-                yield done()
-        while ahead:
-            yield done()
+    return in_order(map(task, range(-(-size // FRAME))))
 
 
 def _frame(number: int, length: int, blocks: Sequence[Block]) -> bytes:

@@ -157,8 +157,11 @@ def test_rpm_installs_verifies_upgrades_and_removes(system: System) -> None:
     assert system.written() == set()
 
 
-def test_lintian_is_content_but_for_listed_reasons(maker: Maker) -> None:
-    done = process.run(["lintian", "--allow-root", "--fail-on", "none", maker.folder / "made/2.deb"])
+def test_lintian_is_content_but_for_listed_reasons(maker: Maker, tmp_path: Path) -> None:
+    done = process.run(
+        ["lintian", "--allow-root", "--fail-on", "none", maker.folder / "made/2.deb"],
+        env={"TMPDIR": str(tmp_path)},
+    )
     said = [line for line in (done.stdout + done.stderr).splitlines() if "mismatched-override" not in line]
     assert said == []
     shown = process.run(["dpkg-deb", "--fsys-tarfile", maker.folder / "made/1.deb"], check=False)
@@ -182,9 +185,13 @@ def test_each_override_has_its_reason(maker: Maker, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mounted", [True, False])
 def test_the_same_inputs_give_the_same_bytes(
-    maker: Maker, monkeypatch: pytest.MonkeyPatch, mounted: bool
+    maker: Maker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mounted: bool
 ) -> None:
-    """Whether environments are mounted below what is a package's own, or copied by who may not mount."""
+    """Environments are mounted below what is a package's own, or copied where nobody may mount; and what they share
+    with another environment (`layers.Store.get`, ``like``) has more names than one."""
+    tree = maker.shipment("1.0", "prefixed").linked.path
+    for number, path in enumerate(one for one in tree.rglob("*") if one.is_file() and not one.is_symlink()):
+        os.link(path, tmp_path / str(number))
     for path in (maker.folder / "app").iterdir():
         os.utime(path, (1, 1))
     for name, make in (("1.deb", ospackages.deb), ("1.rpm", ospackages.rpm)):

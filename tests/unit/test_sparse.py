@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from conda_appliance import qcow2, rawzst, resources, sparse, vmdk
+from conda_appliance.blockpack import zstd
 from conda_appliance.errors import BuildError
-from conda_appliance.rawzst import zstd
 from conda_appliance.sparse import BLOCK, PAGE, Piece
 
 SIZE = 64 * BLOCK
