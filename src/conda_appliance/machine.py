@@ -382,6 +382,7 @@ def boot(
             _qemu=child,
             _control=control,
         )
+        control.execute("cont")
         try:
             yield machine
         finally:

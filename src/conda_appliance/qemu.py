@@ -131,12 +131,13 @@ def arguments(
 
     No default devices: each one costs the guest's udev time, which is what a boot under emulation spends most
     on. ``discs`` lie in CD drives, ``cd0`` and so on. ``code`` is OVMF's, with ``firmware="uefi"``. No window, no VNC;
-    ports on 127.0.0.1 only. With ``watched``, the console goes to a pipe too, and so does what SeaBIOS says on its
+    ports on 127.0.0.1 only. Its processor stands still until the monitor is told ``cont``: a guest may be off again
+    before anyone could ask for its ports. With ``watched``, the console goes to a pipe too, and so does what SeaBIOS says on its
     debug port (see `watch`).
     """
     argv = [platform.qemu, "-name", quoted(name), "-nodefaults", "-no-user-config", "-display", "none"]
     argv += ["-machine", _MACHINES[platform.machine], *accelerator.arguments]
-    argv += ["-smp", str(cpus), "-m", str(memory_mib), "-rtc", "base=utc", "-boot", "menu=off"]
+    argv += ["-smp", str(cpus), "-m", str(memory_mib), "-rtc", "base=utc", "-boot", "menu=off", "-S"]
     if firmware == "uefi":
         assert code is not None
         argv += ["-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={quoted(os.fspath(code))}"]
@@ -299,7 +300,7 @@ def connect(folder: Path, alive: Callable[[], bool], *, patience: float = 20.0) 
                     f"QEMU runs, but has not answered on {folder / CONTROL} within {patience:.0f} s",
                     hint=f"see {folder / LOG}",
                 ) from None
-            time.sleep(0.05)
+            time.sleep(0.01)
     return None
 
 

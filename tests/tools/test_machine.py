@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from conda_appliance import accelerator, machine, process
+from conda_appliance import accelerator, machine, process, qemu
 from conda_appliance.accelerator import Accelerator
 from conda_appliance.errors import BuildError, UsageError
 
@@ -93,7 +93,15 @@ def test_an_emulated_machine_has_one_processor():
     assert Accelerator(name="kvm", reason="a test").processors == min(2, os.cpu_count())
 
 
-def test_a_guest_that_switches_itself_off_is_told_as_such(tmp_path, work):
+@pytest.mark.parametrize("late", [0.0, 2.0], ids=["", "on a busy host"])
+def test_a_guest_that_switches_itself_off_is_told_as_such(tmp_path, work, monkeypatch, late):
+    connect = qemu.connect
+
+    def connect_late(*given):
+        time.sleep(late)  # what a busy host does between QEMU's start and our first word to it
+        return connect(*given)
+
+    monkeypatch.setattr(qemu, "connect", connect_late)
     disk = guest(tmp_path, "going down\r\n", end=OFF)
     key = machine.new_key(work)
     with (
