@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from packageurl import PackageURL
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
@@ -26,16 +26,21 @@ from conda_appliance import (
     bootstrap,
     debs,
     layers,
+    lazy,
     linking,
     prefix_check,
     process,
-    pypi,
     resources,
     trees,
 )
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.layers import Layer, Store
 from conda_appliance.lock import CondaPackage, DebianPackage, DebianSection, Lock, Wheel
+
+if TYPE_CHECKING:
+    from conda_appliance import pypi
+else:
+    pypi = lazy.module("conda_appliance.pypi")
 
 #: Where the bill stands in a machine image, as CycloneDX.
 PLACE = "etc/conda-appliance/sbom.cdx.json"

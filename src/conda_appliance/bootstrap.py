@@ -276,8 +276,9 @@ def root_tree(
         # Not by --dpkgopt: mmdebstrap would pass each of the first packages through a filter in Python.
         f"--extract-hook=settings={shlex.quote(str(excluding))}\n{_LEAVE_OUT}",
         '--aptopt=Apt::Install-Recommends "false"',
-        # Before the kernel's package makes its initramfs.
+        # Before the initramfs is made.
         f"--essential-hook=tar-in {early} /",
+        f"--customize-hook={_INITRAMFS}",
         f"--customize-hook=tar-in {late} /",
         *(f"--customize-hook={line}" for line in [*(_FAST if base.boot == "fast" else ()), *_FINISH]),
         section.suite,
@@ -288,7 +289,7 @@ def root_tree(
         # In mounts of its own, which end with it: mmdebstrap binds the host's /dev/shm and others into the tree. Were
         # it killed, whoever removes the tree would empty the host's.
         ["unshare", "--mount", *command],
-        env={"SOURCE_DATE_EPOCH": str(EPOCH), "TMPDIR": str(shop), "TZ": "UTC"},
+        env={"SOURCE_DATE_EPOCH": str(EPOCH), "TMPDIR": str(shop), "TZ": "UTC", **_NO_INITRAMFS},
         on_line=lambda line: _tell(line, progress),
     )
     _require_same(section, to)
@@ -297,6 +298,13 @@ def root_tree(
     trees.set_times(to, EPOCH, newer_only=True)
 
 
+#: The kernel's package would make an initramfs, and initramfs-tools another when all is configured; one is enough.
+_NO_INITRAMFS = {"INITRD": "No"}  # /etc/kernel/postinst.d/initramfs-tools and linux-update-symlinks(1) look at it
+_INITRAMFS = """unset INITRD
+for version in $(chroot "$1" linux-version list); do
+    chroot "$1" update-initramfs -c -k "$version"
+    chroot "$1" linux-update-symlinks install "$version" "/boot/vmlinuz-$version"
+done"""
 #: Where dpkg finds what stays out while packages are installed; gone afterwards.
 _EXCLUDES = "etc/dpkg/dpkg.cfg.d/conda-appliance-excludes"
 #: The first packages are unpacked without dpkg: what stays out is removed from what they brought, folders that are

@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
-import shtab
-
 import conda_appliance
 from conda_appliance import (
     batch,
@@ -77,7 +75,12 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"conda-appliance {conda_appliance.__version__}")
-    shtab.add_argument_to(top, ["--print-completion"], help="print the completion script of a shell")
+    top.add_argument(
+        "--print-completion",
+        action=cli_options.PrintCompletion,
+        metavar="SHELL",
+        help="print the completion script of a shell: bash, zsh, tcsh",
+    )
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     def verb(

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import shtab
-
 from conda_appliance import build, cli_options, cyclonedx, licences, log, osv, resources, results, spdx
 from conda_appliance.bill import Bill
 from conda_appliance.errors import CheckFailed
@@ -63,7 +61,9 @@ def add(verbs: Any) -> None:
         "there are any.\n\n"
         "example: conda-appliance cves hello --osv dumps/",
     )
-    one.add_argument("--osv", type=Path, required=True, metavar="PATH", help="the dump").complete = shtab.FILE  # type: ignore[attr-defined]
+    one.add_argument(
+        "--osv", type=Path, required=True, metavar="PATH", help="the dump"
+    ).complete = cli_options.FILE  # type: ignore[attr-defined]
     cli_options.json(one)
 
 

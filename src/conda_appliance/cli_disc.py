@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import shtab
-
 from conda_appliance import cli_options, disc, discs, log
 from conda_appliance.errors import UsageError
 
@@ -130,7 +128,7 @@ def add(kinds: Any) -> None:
     cli_options.image(one)
     one.add_argument(
         "batch", type=Path, metavar="FILE", help="the machines: .yaml or .csv"
-    ).complete = shtab.FILE  # type: ignore[attr-defined]
+    ).complete = cli_options.FILE  # type: ignore[attr-defined]
     _place(one)
 
     one = kind(
@@ -173,7 +171,7 @@ def add(kinds: Any) -> None:
 
 
 def _file(one: argparse.ArgumentParser, text: str) -> None:
-    one.add_argument("file", type=Path, metavar="FILE", help=text).complete = shtab.FILE  # type: ignore[attr-defined]
+    one.add_argument("file", type=Path, metavar="FILE", help=text).complete = cli_options.FILE  # type: ignore[attr-defined]
 
 
 def _place(one: argparse.ArgumentParser) -> None:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import shtab
-
-from conda_appliance import manifest
+from conda_appliance import lazy, manifest
 from conda_appliance.fields import parse_size
 from conda_appliance.platforms import PLATFORMS
 
+if TYPE_CHECKING:
+    import shtab
+else:
+    shtab = lazy.module("shtab")
+
+#: An argument's ``complete`` that has shtab complete files' names.
+FILE = "file"
 EXIT_CODES = """\
 exit codes:
   0 done                                3 lock missing or stale, or a hash does not match
@@ -42,6 +47,22 @@ def parser(
     return made
 
 
+class PrintCompletion(argparse.Action):
+    """``--print-completion SHELL``: shtab's script of a parser, as `shtab.add_argument_to` gives it."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if values not in shtab.SUPPORTED_SHELLS:
+            parser.error(f"there is no completion for {values}, but for {', '.join(shtab.SUPPORTED_SHELLS)}")
+        print(shtab.complete(parser, values))
+        parser.exit()
+
+
 def files(one: argparse.ArgumentParser, *, many: bool = False) -> None:
     action = one.add_argument(
         "files" if many else "file",
@@ -50,7 +71,7 @@ def files(one: argparse.ArgumentParser, *, many: bool = False) -> None:
         metavar="FILE",
         help="a definition, e.g. images/hello.yaml",
     )
-    action.complete = shtab.FILE  # type: ignore[attr-defined]
+    action.complete = FILE  # type: ignore[attr-defined]
 
 
 def image(one: argparse.ArgumentParser) -> None:

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import yaml
 
-from conda_appliance import definition_conda, log, workspace
+from conda_appliance import definition_conda, lazy, log
 from conda_appliance.definition_conda import Environment
 from conda_appliance.errors import UsageError
+
+if TYPE_CHECKING:
+    from conda_appliance import workspace
+else:
+    workspace = lazy.module("conda_appliance.workspace")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,7 @@
-"""Large libraries that are loaded when they are first used: those for the network take longer than a small build."""
+"""Large libraries that are loaded when they are first used, and what of ours is there to call them.
+
+Those for the network take longer than a small build.
+"""
 
 from __future__ import annotations
 
@@ -19,5 +22,5 @@ class _Lazy(ModuleType):
 
 
 def module(name: str) -> ModuleType:
-    """The library ``name``, loaded by the first look into it. That raises ModuleNotFoundError if it is missing."""
+    """The module ``name``, loaded by the first look into it. That raises ModuleNotFoundError if it is missing."""
     return _Lazy(name)

@@ -15,16 +15,21 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import yaml
 from packaging.utils import canonicalize_name
 
-from conda_appliance import conda, package, pypi, sources
+from conda_appliance import conda, lazy, package, sources
 from conda_appliance.contract import Contract
 from conda_appliance.errors import UsageError
 from conda_appliance.lock import CondaPackage, EnvironmentSection, Wheel
+
+if TYPE_CHECKING:
+    from conda_appliance import pypi
+else:
+    pypi = lazy.module("conda_appliance.pypi")
 
 #: What `write` can write.
 FORMATS = ("pixi", "conda-lock", "explicit")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from conda_appliance import (
     bootstrap,
@@ -20,6 +21,7 @@ from conda_appliance import (
     emulation,
     first_boot,
     layers,
+    lazy,
     linking,
     namespace,
     post_link,
@@ -28,7 +30,6 @@ from conda_appliance import (
     resources,
     slim,
     trees,
-    wheels,
 )
 from conda_appliance.definition import Base, ImageDefinition, load_disc
 from conda_appliance.definition_slim import Part
@@ -36,6 +37,11 @@ from conda_appliance.errors import BuildError, HashMismatch, UsageError
 from conda_appliance.layers import Layer, Store
 from conda_appliance.lock import EnvironmentSection, Lock
 from conda_appliance.platforms import PLATFORMS
+
+if TYPE_CHECKING:
+    from conda_appliance import wheels
+else:
+    wheels = lazy.module("conda_appliance.wheels")
 
 #: How much of a file is read at once, in bytes.
 _BLOCK = 1 << 20

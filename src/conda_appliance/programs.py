@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.specifiers import SpecifierSet
 
-from conda_appliance import git, layers, lazy, pypi, resources, sources, wheel
+from conda_appliance import git, layers, lazy, resources, sources
 from conda_appliance.definition import Files, ImageDefinition
 from conda_appliance.definition_services import GitTree, ProgramFile, Service
 from conda_appliance.errors import BuildError, HashMismatch, LockError, UsageError
@@ -28,10 +28,14 @@ from conda_appliance.lock import Lock, ProgramSection
 if TYPE_CHECKING:
     from elftools.common import exceptions
     from elftools.elf import elffile, gnuversions
+
+    from conda_appliance import pypi, wheel
 else:
     exceptions = lazy.module("elftools.common.exceptions")
     elffile = lazy.module("elftools.elf.elffile")
     gnuversions = lazy.module("elftools.elf.gnuversions")
+    pypi = lazy.module("conda_appliance.pypi")
+    wheel = lazy.module("conda_appliance.wheel")
 
 #: Where programs lie on the machine, each in a folder of its service's name.
 PLACE = "/opt/appliance"

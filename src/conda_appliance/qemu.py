@@ -132,8 +132,8 @@ def arguments(
     No default devices: each one costs the guest's udev time, which is what a boot under emulation spends most
     on. ``discs`` lie in CD drives, ``cd0`` and so on. ``code`` is OVMF's, with ``firmware="uefi"``. No window, no VNC;
     ports on 127.0.0.1 only. Its processor stands still until the monitor is told ``cont``: a guest may be off again
-    before anyone could ask for its ports. With ``watched``, the console goes to a pipe too, and so does what SeaBIOS says on its
-    debug port (see `watch`).
+    before anyone could ask for its ports. With ``watched``, the console goes to a pipe too, and so does what SeaBIOS
+    says on its debug port (see `watch`).
     """
     argv = [platform.qemu, "-name", quoted(name), "-nodefaults", "-no-user-config", "-display", "none"]
     argv += ["-machine", _MACHINES[platform.machine], *accelerator.arguments]

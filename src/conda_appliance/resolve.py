@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
 
 import conda_appliance
 from conda_appliance import (
     bootstrap,
-    channel,
     conda,
     contract,
     credentials,
@@ -26,12 +25,12 @@ from conda_appliance import (
     distribution,
     emulation,
     layers,
+    lazy,
     lockfiles,
     namespace,
     package,
     platforms,
     programs,
-    pypi,
     resources,
     sources,
     trees,
@@ -53,6 +52,12 @@ from conda_appliance.lock import (
     Lock,
     Wheel,
 )
+
+if TYPE_CHECKING:
+    from conda_appliance import channel, pypi
+else:
+    channel = lazy.module("conda_appliance.channel")
+    pypi = lazy.module("conda_appliance.pypi")
 
 #: The channel that conda-appliance builds itself, from PyPI and Debian alone.
 STARTER = "starter"

@@ -213,7 +213,16 @@ def test_clean_takes_leftovers_and_caches_and_leaves_results(
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
-def test_shells_complete(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("shell", "files"), [("bash", "_shtab_compgen_files"), ("zsh", "_files"), ("tcsh", "/f/")]
+)
+def test_shells_complete(shell: str, files: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--print-completion", shell) == 0
-    assert "validate" in capsys.readouterr().out
+    script = capsys.readouterr().out
+    assert "validate" in script
+    assert files in script
+
+
+def test_a_shell_without_completion_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--print-completion", "cmd") == 2
+    assert "no completion for cmd, but for bash" in capsys.readouterr().err
