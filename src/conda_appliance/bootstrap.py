@@ -299,7 +299,9 @@ def root_tree(
 
 
 #: The kernel's package would make an initramfs, and initramfs-tools another when all is configured; one is enough.
-_NO_INITRAMFS = {"INITRD": "No"}  # /etc/kernel/postinst.d/initramfs-tools and linux-update-symlinks(1) look at it
+_NO_INITRAMFS = {
+    "INITRD": "No"
+}  # /etc/kernel/postinst.d/initramfs-tools and linux-update-symlinks(1) look at it
 _INITRAMFS = """unset INITRD
 for version in $(chroot "$1" linux-version list); do
     chroot "$1" update-initramfs -c -k "$version"

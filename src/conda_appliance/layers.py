@@ -146,12 +146,14 @@ class Store:
         quiet: bool = False,
         like: Layer | None = None,
         read: bool = True,
+        sums: trees.Sums | None = None,
     ) -> Layer:
         """The layer that ``parts`` decide, from the cache or made now by ``make(content, work)``.
 
         ``name`` is the content's file name; ``work`` is a folder that vanishes. ``subject`` says what the layer is
         of (an image's name): what changed is told against the latest one of the same subject, unless ``quiet``.
         ``like`` is a layer whose files the new one may share by hard links: those are not read again.
+        ``make`` fills ``sums`` with the SHA-256 of files that it has read as they will be: those are not read again.
         A layer that is sooner made than read has ``read`` false, and no digest: touched, it is made anew.
         Another run that makes the same layer is waited for. Raises HashMismatch when the cached content is not what
         was made (naming what ``damage`` finds out); it is set aside, so that the next run makes it anew.
@@ -174,7 +176,7 @@ class Store:
             shared = _now(like.paths, paths) if like is not None else []
             if read:
                 known = trees.descriptions(shared, like.listing()) if like is not None else {}
-                listed = trees.listing(ready / name, paths=paths, known=known)
+                listed = trees.listing(ready / name, paths=paths, known=known, sums=sums)
                 text = trees.dump(listed)
                 digest = _digest_of(listed, text)
                 (ready / _SUMS).write_text(text, encoding="utf-8")

@@ -42,6 +42,7 @@ def link(
     before: Before | None = None,
     platform: str = platforms.DEFAULT,
     loader: Sequence[process.Argument] = (),
+    sums: trees.Sums | None = None,
 ) -> None:
     """Link ``packages`` into the new folder ``into`` as an environment that will live at ``prefix``.
 
@@ -51,7 +52,7 @@ def link(
     post-link script runs later; here none does. ``store`` keeps byte code.
     ``before`` is an environment for the same prefix, of whose files those that stay are shared. ``platform`` is what
     the packages are for, and ``loader`` the words that start a program of theirs, where this host is of another
-    (`emulation.starter`).
+    (`emulation.starter`). ``sums`` gets the SHA-256 of the files that were read last, to be compared with the records.
 
     The same packages give the same tree: modes are 0755 and 0644, records name channels and not this host,
     byte code is compiled and recorded, and nothing is there that no record names.
@@ -75,7 +76,7 @@ def link(
         _refuse_scripts(into, scripted)
         _warn_of_clashes(into)
         _normalise(made, kept)
-        if findings := prefix_check.check(into, unread=kept):
+        if findings := prefix_check.check(into, unread=kept, sums=sums):
             raise BuildError(
                 f"the environment for {prefix} differs from its packages' own records: {trees.some(findings)}",
                 hint="a package holds other files than it lists; rebuild it or leave it out",

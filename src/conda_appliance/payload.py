@@ -172,6 +172,7 @@ def _whole(
     # What most changes leave as it is need not be linked again. What scripts changed has no package to go with.
     earlier = None if scripted else store.before("environment", subject, same)
     home = min((section.prefix for _, section in sections), key=len, default="")
+    sums: trees.Sums = {}
 
     def make(to: Path, work: Path) -> None:
         loader = emulation.starter(lock.platform, lock.debian, archives, store).words
@@ -205,6 +206,7 @@ def _whole(
                 before=_before(earlier, name, section.prefix),
                 platform=lock.platform,
                 loader=loader,
+                sums=sums,
             )
             if around is not None:
                 post_link.run(
@@ -241,6 +243,7 @@ def _whole(
         subject=subject,
         progress=progress,
         like=earlier[0] if earlier else None,
+        sums=sums,
     )
 
 

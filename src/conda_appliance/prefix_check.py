@@ -41,13 +41,19 @@ _OWN = frozenset(
 )
 
 
-def check(prefix: Path, allow: Sequence[str] = (), unread: Collection[str] = ()) -> list[str]:
+def check(
+    prefix: Path,
+    allow: Sequence[str] = (),
+    unread: Collection[str] = (),
+    sums: dict[tuple[int, int], str] | None = None,
+) -> list[str]:
     """What is wrong with the environment at ``prefix``: a line each, sorted; an empty list means nothing.
 
     A line is ``missing: PATH (PACKAGE)``, ``changed: PATH (PACKAGE): …`` or ``extra: PATH``. ``allow`` are
     patterns (as the shell's, ``*`` matches ``/`` too) of files that may be there though no package brought
     them. Of the packages in ``unread`` the files must be there, and are not read. Environments in ``envs/`` are
-    checked by their own path.
+    checked by their own path. ``sums`` gets the SHA-256 of each file of a package, by its inode and its change time in
+    nanoseconds.
     """
     findings = []
     recorded = set(_OWN)
@@ -60,7 +66,7 @@ def check(prefix: Path, allow: Sequence[str] = (), unread: Collection[str] = ())
                 known = entry["_path"] in there or os.path.lexists(prefix / entry["_path"])
                 problem = "" if known else "missing"
             else:
-                problem = _compare(prefix / entry["_path"], entry)
+                problem = _compare(prefix / entry["_path"], entry, sums)
             if problem:
                 kind, _, detail = problem.partition(": ")
                 findings.append(
@@ -140,7 +146,7 @@ def _compare_recorded(path: Path, digest: str) -> str:
     return ""
 
 
-def _compare(path: Path, entry: dict[str, Any]) -> str:
+def _compare(path: Path, entry: dict[str, Any], sums: dict[tuple[int, int], str] | None) -> str:
     """What is wrong with one recorded path, or nothing."""
     kind = entry.get("path_type", "hardlink")
     if not os.path.lexists(path):
@@ -156,18 +162,21 @@ def _compare(path: Path, entry: dict[str, Any]) -> str:
     elif path.is_symlink() or not path.is_file():
         return "changed: no longer a file"
     else:
-        found = _sha256(path)
+        found = _sha256(path, sums)
     expected = entry.get("sha256_in_prefix") or entry.get("sha256")
     if expected and found != expected:
         return f"changed: expected SHA-256 {expected}, found {found}"
     return ""
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, sums: dict[tuple[int, int], str] | None = None) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
+        if sums is not None:
+            about = os.fstat(file.fileno())
+            sums[about.st_ino, about.st_ctime_ns] = digest.hexdigest()
     return digest.hexdigest()
 
 

@@ -18,6 +18,9 @@ from pathlib import Path
 #: Every path of a tree by its name from its root, sorted, with its lstat.
 Paths = Sequence[tuple[str, os.stat_result]]
 
+#: SHA-256 of files by inode and change time in nanoseconds: who has read one says so to who would read it next.
+Sums = dict[tuple[int, int], str]
+
 #: From this size on a file counts as a disk, mostly holes.
 _DISK = 1 << 30
 _BLOCK = 1 << 16
@@ -57,11 +60,13 @@ def listing(
     times: bool = True,
     paths: Paths | None = None,
     known: Mapping[tuple[int, int], str] | None = None,
+    sums: Sums | None = None,
 ) -> dict[str, str]:
     """Path → description for everything below ``root`` (a folder, or one file, whose path is ``.``).
 
     ``paths`` is `all_of` the root, where that has been asked already. ``known`` are files' descriptions by device and
-    inode (`descriptions`), with their times; those files are not read again.
+    inode (`descriptions`), with their times; those files are not read again. Nor are those in ``sums``, all of which
+    are of the root's file system.
     """
     paths = all_of(root) if paths is None else paths
     names = Counter((about.st_dev, about.st_ino) for _, about in paths if not stat.S_ISDIR(about.st_mode))
@@ -71,7 +76,7 @@ def listing(
         inode = about.st_dev, about.st_ino
         links = names[inode]
         found[path] = (links < 2 and known.get(inode)) or describe(
-            root if path == "." else f"{root}/{path}", about, times=times, links=links
+            root if path == "." else f"{root}/{path}", about, times=times, links=links, sums=sums
         )
     return found
 
@@ -85,12 +90,20 @@ def descriptions(paths: Paths, listed: Mapping[str, str]) -> dict[tuple[int, int
     }
 
 
-def describe(path: str | Path, about: os.stat_result, *, times: bool = True, links: int = 1) -> str:
+def describe(
+    path: str | Path,
+    about: os.stat_result,
+    *,
+    times: bool = True,
+    links: int = 1,
+    sums: Sums | None = None,
+) -> str:
     """One path in words, e.g. ``file 0644 0:0 12 sha256:ab…``; ``links`` are its names in the tree it is in."""
     mode, words = about.st_mode, []
     words.append(f"{_kind(mode)} {stat.S_IMODE(mode):04o} {about.st_uid}:{about.st_gid}")
     if stat.S_ISREG(mode):
-        words.append(f"{about.st_size} {_content(path, about.st_size)}")
+        known = sums.get((about.st_ino, about.st_ctime_ns)) if sums and about.st_size < _DISK else None
+        words.append(f"{about.st_size} {f'sha256:{known}' if known else _content(path, about.st_size)}")
         if links > 1:
             words.append(f"links:{links}")
     elif stat.S_ISLNK(mode):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conda_appliance import prefix_check
+from conda_appliance import prefix_check, trees
 
 
 def digest(text: str) -> str:
@@ -42,6 +42,13 @@ def prefix(tmp_path: Path) -> Path:
 
 def test_an_untouched_environment_has_no_findings(prefix: Path) -> None:
     assert prefix_check.check(prefix) == []
+
+
+def test_what_it_read_spares_whoever_lists_the_tree(prefix: Path) -> None:
+    sums: trees.Sums = {}
+    prefix_check.check(prefix, sums=sums)
+    assert sums
+    assert trees.listing(prefix, sums=sums) == trees.listing(prefix)
 
 
 def test_a_changed_file_is_named(prefix: Path) -> None:

@@ -63,6 +63,16 @@ def test_times_can_be_left_out(tree: Path) -> None:
     assert not any("mtime" in about for about in before.values())
 
 
+def test_what_was_read_already_is_not_read_again_unless_it_changed(tree: Path) -> None:
+    file = tree / "etc/file"
+    about = file.stat()
+    sums = {(about.st_ino, about.st_ctime_ns): "ab" * 32}
+    assert f"sha256:{'ab' * 32}" in trees.listing(tree, sums=sums)["etc/file"]
+    file.write_bytes(b"another")
+    os.utime(file, (EPOCH, EPOCH))  # its size and its time are as they were
+    assert trees.listing(tree, sums=sums)["etc/file"] == trees.listing(tree)["etc/file"]
+
+
 def test_one_file_is_a_tree_of_its_own(tree: Path) -> None:
     assert trees.listing(tree / "etc/file") == {".": trees.listing(tree)["etc/file"]}
 
