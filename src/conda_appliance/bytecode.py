@@ -6,8 +6,8 @@ first start is a fast one, and a read-only environment stays fast.
 
 from __future__ import annotations
 
-import glob
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -128,14 +128,15 @@ def _cannot_compile(prefix: str, done: process.Completed) -> BuildError:
 def _gather(sources: Sequence[str], into: Path, to: Path) -> None:
     """Copy the byte code of ``sources`` from ``into`` to the new folder ``to``, under the same names."""
     to.mkdir()
-    for source in sources:
-        folder, _, name = source.rpartition("/")
-        for path in (into / folder / "__pycache__").glob(
-            f"{glob.escape(name.removesuffix('.py'))}.cpython-*.pyc"
-        ):
-            target = to / folder / "__pycache__" / path.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+    for folder, some in itertools.groupby(sorted(sources, key=os.path.dirname), os.path.dirname):
+        stems = {source.rpartition("/")[2].removesuffix(".py") for source in some}
+        caches, target = into / folder / "__pycache__", to / folder / "__pycache__"
+        names = [one.name for one in os.scandir(caches)] if caches.is_dir() else []
+        for name in names:
+            stem, _, rest = name.partition(".cpython-")
+            if rest.endswith(".pyc") and stem in stems:
+                target.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(caches / name, target / name)
 
 
 def record(into: Path, records: Mapping[str, dict[str, Any]]) -> None:

@@ -435,7 +435,7 @@ def _run_pytest(
         if match:
             finished += 1
             words = one_machine(match[1]).removeprefix("test_").replace("_", " ")
-            step.update(f"{finished} checks, {match[2].lower()}: {words}")
+            step.update(f"check {finished} {match[2].lower()}: {words}")
 
     done = process.run(
         argv,
