@@ -17,7 +17,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from conda_appliance import apt, build, compare, linking, lock, namespace, process, resources
+from conda_appliance import apt, compare, linking, lock, locking, namespace, process, resources
 
 HERE = Path(__file__).resolve().parents[1]
 SUITE = "trixie"
@@ -109,7 +109,7 @@ def genericcloud(to: Path) -> Path:
 def add_packed(path: Path, tree: Path, work: Path) -> None:
     """Put the definition's environment into ``tree`` as conda-pack's users do: packed, unpacked, its prefix mended."""
     locked = lock.read(lock.path_for(path))
-    files = build.fetch(path, locked=locked).files
+    files = locking.fetch(path, locked=locked).files
     section, prefix = locked.conda.environments["base"], work / "environment"
     linking.link(
         section.packages,

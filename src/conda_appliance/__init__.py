@@ -44,6 +44,7 @@ definition_services 2 the services of a definition, and their programs
 definition_slim 2 what a definition leaves out of its environments: parts, and the careful choice
 definition   3 YAML → ImageDefinition, DiscDefinition
 schema       4 ImageDefinition → JSON Schema and reference page
+cache        4 the downloads and layers of this host, with what killed runs left in them cleared away
 layers       3 what was made once and is used again, addressed by the hash of all that decided it
 lock         3 Lock and its parts; read, write, compare; pure
 namespace    3 mounts and processes of their own, which end with them; the only mounts
@@ -109,6 +110,7 @@ plain        8 environments → a tar for any prefix, and an installer in one fi
 userspace_disc 8 environments and mount.sh → the disc that a machine runs them from
 builders/    8 a Protocol; packer.py boots the base, rootfs.py does not; both run the playbook
 catalog      7 the boxes of several versions → the catalog that Vagrant adds and updates from
+locking      8 a definition's lock: written, moved, exported, read; what it names, fetched
 check        8 testinfra on a Machine → CheckReport
 results      7 out/NAME/: finished builds, the latest, what a failure left
 identity     8 a build's id: the hash of everything that decides the image

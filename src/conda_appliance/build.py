@@ -6,13 +6,11 @@ Work happens in ``out/NAME/.ID.partial``, which is renamed when all has passed; 
 
 from __future__ import annotations
 
-import difflib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,8 @@ import conda_appliance
 from conda_appliance import (
     ansible,
     builders,
+    cache,
     catalog,
-    changes,
     containers,
     cyclonedx,
     definition,
@@ -32,6 +30,7 @@ from conda_appliance import (
     identity,
     layers,
     lock,
+    locking,
     log,
     machine,
     manifest,
@@ -43,9 +42,7 @@ from conda_appliance import (
     results,
     shipping,
     slim,
-    sources,
     spdx,
-    suite,
 )
 from conda_appliance import check as checks
 from conda_appliance.bill import Bill
@@ -55,9 +52,6 @@ from conda_appliance.errors import CheckFailed, UsageError
 
 #: What ``--builder`` may name.
 BUILDERS = tuple(builders.BUILDERS)
-
-#: Where the cache keeps its layers.
-LAYERS = layers.FOLDER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,144 +63,20 @@ class Result:
     made: bool
 
 
-def update_lock(path: Path, names: Sequence[str], *, platform: str | None = None) -> lock.Lock:
-    """Move the packages ``names`` in the definition's lock to what is newest, and no other; tells what moved.
-
-    In a lock of several platforms those of one, else of the first. ``deb:NAME`` is Debian's, where an environment has a
-    package of that name too. Raises UsageError for a package that the lock has not; LockError for a lock that is stale
-    already.
-    """
-    image = definition.load_image(path)
-    target = lock.path_for(path)
-    current = lock.read(target, platform)
-    lock.require_fresh(current, definition.lock_digest(path, image), path)
-    ours, debians = _require_movable(current, names, path)
-    with _cache() as cache, log.step(f"Update {', '.join(names)} in {target}") as step:
-        system, kept = current.debian, list[suite.Held]()
-        if system is not None and debians:
-            system, kept = resolve.move_debian(system, image, debians, cache, step.update)
-        anew = partial(
-            resolve.resolve, image, path, cache, step.update, platform=current.platform, system=system
-        )
-        made = anew(earlier=current, update=frozenset(ours))
-        moved = changes.between(current, made)
-        there = {change.name for section in moved if section.title != "System" for change in section.changes}
-        # One that stays: is there nothing newer, or do others hold it?
-        free = made if there >= {*ours} else anew()
-        lock.write_one(made, target)
-    for line in changes.text(moved).splitlines():
-        log.info(line)
-    for one in kept:
-        wants = (
-            [f"wants others to move with it; to be named too: {', '.join(one.others)}"] if one.others else []
-        )
-        wants += [f"cannot be there beside {', '.join(one.lost)}"] if one.lost else []
-        log.warn(f"{one.name} stays: {one.version} {', and '.join(wants)}")
-    for section in changes.between(made, free):
-        held = [change for change in section.changes if change.name in ours and change.name not in there]
-        for change in held:
-            others = ", ".join(one.name for one in section.changes if one not in held)
-            log.warn(
-                f"{change.name} stays: {change.after} wants others to move with it; to be named too: {others}"
-            )
-    return made
-
-
-def _require_movable(
-    current: lock.Lock, names: Sequence[str], path: Path
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Which of ``names`` are environments' packages, and which are Debian's."""
-    known = resolve.names_of(current)
-    system = {one.name for one in current.debian.packages} if current.debian else set()
-    ours, debians = [], []
-    for name in names:
-        plain = name.removeprefix("deb:")
-        if name in known:
-            ours.append(name)
-            if name in system:
-                log.info(f"{name} is Debian's too, which stays: deb:{name} would move that")
-        elif plain in system:
-            debians.append(plain)
-        else:
-            close = difflib.get_close_matches(plain, system if name != plain else known | system, n=1)
-            raise UsageError(
-                f"{lock.path_for(path)}: {plain} is in none of its environments, and not in its system"
-                if name == plain
-                else f"{lock.path_for(path)}: {plain} is not in its system",
-                hint=f"perhaps {close[0]}"
-                if close
-                else f"conda-appliance lock {path} --export pixi lists what is in an environment",
-            )
-    return tuple(ours), tuple(debians)
-
-
-def ensure_lock(path: Path, *, upgrade: bool = False) -> tuple[list[lock.Lock], bool]:
-    """The definition's locks, of each platform, written anew if they are missing or stale or ``upgrade`` is asked; and
-    whether they were."""
-    image = definition.load_image(path)
-    target = lock.path_for(path)
-    systems: dict[str, lock.DebianSection | None] = {}
-    if not upgrade and target.exists():
-        current = lock.read_all(target)
-        if current[0].base == definition.base_digest(image):
-            # A changed environment is no reason for another system.
-            systems = {one.platform: one.debian for one in current}
-        if current[0].digest == definition.lock_digest(path, image):
-            log.info(f"{target} is up to date")
-            return current, False
-    made = []
-    for platform in image.platforms:
-        of = f" for {platform}" if len(image.platforms) > 1 else ""
-        with _cache() as cache, log.step(f"Lock {path}{of}") as step:
-            one = resolve.resolve(
-                image,
-                path,
-                cache,
-                step.update,
-                platform=platform,
-                refresh=upgrade,
-                system=systems.get(platform),
-            )
-            step.note(_count(one))
-        made.append(one)
-    lock.write(made, target)
-    return made, True
-
-
-def export_lock(path: Path, form: str, environment: str, *, platform: str | None = None) -> str:
-    """An environment of the definition's lock, on a platform or its first, as another tool's lock: its text."""
-    image, locked = _read(path, platform=platform)
-    with _cache() as cache, log.step(f"Export {lock.path_for(path)} as {form}") as step:
-        return resolve.export(
-            locked, image, path, cache, form=form, environment=environment, progress=step.update
-        )
-
-
-def fetch(
-    path: Path, *, offline: bool = False, locked: lock.Lock | None = None, platform: str | None = None
-) -> resolve.Inputs:
-    """Bring what the lock (the definition's own, or ``locked``) names into the cache, verified.
-
-    All of it, where no ``platform`` is named.
-    """
-    files: dict[str, Path] = {}
-    of = [locked.platform] if locked else [platform] if platform else definition.load_image(path).platforms
-    for one in of:
-        image, read = _read(path, locked=locked, platform=one)
-        with _cache() as cache:
-            files |= _fetch(image, read, path, cache, offline=offline).files
-    return resolve.Inputs(files=files)
-
-
 def render(path: Path, *, out: Path, to: Path | None, offline: bool, platform: str | None = None) -> Path:
     """Write the files that a build would run, with the discs they name; returns their folder."""
-    image, locked = _read(path, platform=platform)
+    image, locked = locking.read(path, platform=platform)
     target = (to or out / image.name / f"render{image.platform.mark}").resolve()
     builder = builders.BUILDERS[image.builder]
-    with _cache() as cache, resources.work_folder(target.parent, f".{target.name}") as work:
-        store = layers.Store(cache.root / LAYERS)
+    with cache.opened() as blobs, resources.work_folder(target.parent, f".{target.name}") as work:
+        store = layers.Store(blobs.root / layers.FOLDER)
         job = job_for(
-            image, locked, path, image.builder, store, _fetch(image, locked, path, cache, offline=offline)
+            image,
+            locked,
+            path,
+            image.builder,
+            store,
+            locking.bring(image, locked, path, blobs, offline=offline),
         )
         tree = builder.render(job, work / "build")
         resources.remove(target)
@@ -237,7 +107,7 @@ def build(
     kept of this one is said.
     """
     started = time.monotonic()
-    image, locked = _read(path, builder, locked, platform)
+    image, locked = locking.read(path, builder, locked, platform)
     chosen = builders.BUILDERS[image.builder]
     build_id = identity.identify(image, locked, path)
     home = out.resolve() / image.name
@@ -250,11 +120,11 @@ def build(
     _preflight(image, locked, home, check=check)
     with (
         log.gathered(label) as gathered,
-        _cache() as cache,
+        cache.opened() as blobs,
         results.partial(home, build_id, keep_failed) as work,
     ):
-        inputs = _fetch(image, locked, path, cache, offline=offline)
-        store = store or layers.Store(cache.root / LAYERS, explain=explain)
+        inputs = locking.bring(image, locked, path, blobs, offline=offline)
+        store = store or layers.Store(blobs.root / layers.FOLDER, explain=explain)
         job = job_for(image, locked, path, build_id, store, inputs, keep_failed=keep_failed)
         used: dict[str, str] = {}
         disk = bootable = None
@@ -320,7 +190,7 @@ def check(
     found = _checkable(image, out, platform)
     disk, path = found.disk, found.definition
     assert path is not None
-    parsed, locked = _read(path, platform=found.platform)
+    parsed, locked = locking.read(path, platform=found.platform)
     target = (report or out / parsed.name / f"check{parsed.platform.mark}").resolve()
     with _report(target) as work, log.step(f"Check {disk.name}") as step:
         outcome = checks.run(
@@ -342,7 +212,7 @@ def check(
 def check_vagrant(image: str, name: str, *, out: Path, report: Path | None) -> dict[str, Any]:
     """Run the checks of a definition on the machine that ``vagrant up`` started. Raises CheckFailed when one fails."""
     path = results.definition_of(image)
-    parsed, locked = _read(path)
+    parsed, locked = locking.read(path)
     target = (report or out / parsed.name / "check").resolve()
     with _report(target) as work, log.step(f"Check Vagrant's machine {name}".rstrip()) as step:
         outcome = checks.run_vagrant(
@@ -427,7 +297,7 @@ def clean(out: Path, *, caches: bool, built: bool) -> list[Path]:
             resources.remove(home)
             removed.append(home)
     root = resources.cache_root()
-    removed += _sweep_cache(root)
+    removed += cache.sweep(root)
     if caches:
         for path in sorted(root.iterdir()):
             resources.remove(path)
@@ -436,53 +306,6 @@ def clean(out: Path, *, caches: bool, built: bool) -> list[Path]:
 
 
 # --- steps ------------------------------------------------------------------------------------------
-
-
-def _read(
-    path: Path,
-    builder: str | None = None,
-    locked: lock.Lock | None = None,
-    platform: str | None = None,
-) -> tuple[ImageDefinition, lock.Lock]:
-    """The definition on a platform (with another builder, if one is named) and its fresh lock, or what to do for one.
-
-    The platform is that of ``locked``, where none is named, or the definition's first.
-    """
-    whole = definition.load_image(path)
-    image = whole.on(platform or (locked.platform if locked else None))
-    if builder is not None and builder != image.builder:
-        image = definition.with_builder(path, image, builder)
-    if locked is None:
-        target = lock.path_for(path)
-        lock.require_fresh(lock.read(target), definition.lock_digest(path, whole), path)
-        locked = lock.read(target, image.platform.name)
-    else:
-        lock.require_fresh(locked, definition.lock_digest(path, whole), path)
-    return image, locked
-
-
-def layer_store() -> layers.Store:
-    """The layers of the cache, after what dead runs left has been cleared away."""
-    with _cache() as cache:
-        return layers.Store(cache.root / LAYERS)
-
-
-@contextmanager
-def _cache() -> Iterator[sources.Cache]:
-    """The cache, after what dead runs left has been cleared away."""
-    ended = process.reap()
-    if ended:
-        log.warn(f"ended {len(ended)} programs that an earlier, killed run left")
-    root = resources.cache_root()
-    for path in _sweep_cache(root):
-        log.warn(f"removed what an earlier, killed run left: {path}")
-    yield sources.Cache(root)
-
-
-def _sweep_cache(root: Path) -> list[Path]:
-    """Remove what dead runs left in the cache: it has folders of folders, and its layers one level more."""
-    folders = (root, *sorted(root.glob("*/")), *sorted((root / LAYERS).glob("*/")))
-    return [path for folder in folders for path in resources.sweep(folder)]
 
 
 def _preflight(image: ImageDefinition, locked: lock.Lock, home: Path, *, check: bool) -> None:
@@ -503,8 +326,7 @@ def _preflight(image: ImageDefinition, locked: lock.Lock, home: Path, *, check: 
         machine.require(image.disk.firmware[0], image.platform)
     emulation.require(image.platform)
     home.mkdir(parents=True, exist_ok=True)
-    cache = resources.cache_root()
-    resources.require_space(cache, 5 * locked.downloads + (1 << 30), "The cache")
+    resources.require_space(resources.cache_root(), 5 * locked.downloads + (1 << 30), "The cache")
     resources.require_space(home, 4 * locked.downloads + (1 << 30), "The build")
 
 
@@ -532,21 +354,12 @@ def job_for(
     )
 
 
-def _fetch(
-    image: ImageDefinition, locked: lock.Lock, path: Path, cache: sources.Cache, *, offline: bool
-) -> resolve.Inputs:
-    with log.step("Fetch and verify what the lock names") as step:
-        inputs = resolve.fetch(locked, image, path, cache, offline=offline, progress=step.update)
-        step.note(f"{len(inputs.files)} files, {resources.size_text(locked.downloads)}, SHA-256 verified")
-    return inputs
-
-
 def bill_of(path: Path, locked: lock.Lock | None, *, offline: bool, platform: str | None = None) -> Bill:
     """What a definition is made of by its lock, or by ``locked``: fetched, and its environments linked."""
-    image, locked = _read(path, locked=locked, platform=platform)
-    with _cache() as cache:
-        inputs = _fetch(image, locked, path, cache, offline=offline)
-        store = layers.Store(cache.root / LAYERS)
+    image, locked = locking.read(path, locked=locked, platform=platform)
+    with cache.opened() as blobs:
+        inputs = locking.bring(image, locked, path, blobs, offline=offline)
+        store = layers.Store(blobs.root / layers.FOLDER)
         job = job_for(image, locked, path, "", store, inputs)
         with log.step(f"List what {image.name} is made of") as step:
             found = job.bill(job.linked(step.update).path)
@@ -557,10 +370,10 @@ def bill_of(path: Path, locked: lock.Lock | None, *, offline: bool, platform: st
 
 def environments_of(path: Path, locked: lock.Lock, *, offline: bool) -> tuple[ImageDefinition, layers.Layer]:
     """A definition, and its environments as ``locked`` has them: as a tree whose root is the machine's."""
-    image, locked = _read(path, locked=locked)
-    with _cache() as cache, log.step("Link what the lock names") as step:
-        inputs = resolve.fetch(locked, image, path, cache, offline=offline, progress=step.update)
-        store = layers.Store(cache.root / LAYERS)
+    image, locked = locking.read(path, locked=locked)
+    with cache.opened() as blobs, log.step("Link what the lock names") as step:
+        inputs = resolve.fetch(locked, image, path, blobs, offline=offline, progress=step.update)
+        store = layers.Store(blobs.root / layers.FOLDER)
         return image, job_for(image, locked, path, "", store, inputs).linked(step.update)
 
 
@@ -664,8 +477,3 @@ def _tools_used(locked: lock.Lock, image: ImageDefinition) -> dict[str, str]:
         image.builder: builders.BUILDERS[image.builder].version(),
         "conda-appliance": conda_appliance.__version__,
     }
-
-
-def _count(made: lock.Lock) -> str:
-    counts = ", ".join(f"{count} {kind}" for kind, count in manifest.package_counts(made).items())
-    return f"{counts} packages, {resources.size_text(made.downloads)}"

@@ -17,6 +17,7 @@ import conda_appliance
 from conda_appliance import (
     batch,
     build,
+    cache,
     changes,
     cli_bill,
     cli_disc,
@@ -26,6 +27,7 @@ from conda_appliance import (
     formats,
     lock,
     lockfiles,
+    locking,
     log,
     manifest,
     namespace,
@@ -423,7 +425,7 @@ def _lock(args: argparse.Namespace) -> int:
     if args.to and not args.export:
         raise UsageError("--to belongs to `lock --export`")
     if args.export:
-        text = build.export_lock(args.file, args.export, args.environment, platform=args.platform)
+        text = locking.export(args.file, args.export, args.environment, platform=args.platform)
         if args.to:
             resources.write(args.to, text)
             print(args.to)
@@ -431,11 +433,11 @@ def _lock(args: argparse.Namespace) -> int:
             print(text, end="")
         return 0
     if args.update:
-        made, changed = [build.update_lock(args.file, args.update, platform=args.platform)], True
+        made, changed = [locking.update(args.file, args.update, platform=args.platform)], True
     elif args.platform:
         raise UsageError("--platform belongs to --update and --export: a lock answers for all platforms")
     else:
-        made, changed = build.ensure_lock(args.file, upgrade=args.upgrade)
+        made, changed = locking.ensure(args.file, upgrade=args.upgrade)
     path = lock.path_for(args.file)
     if args.json:
         counts = manifest.package_counts(made[0])
@@ -449,7 +451,7 @@ def _lock(args: argparse.Namespace) -> int:
 
 
 def _fetch(args: argparse.Namespace) -> int:
-    inputs = build.fetch(args.file, offline=args.offline, platform=args.platform)
+    inputs = locking.fetch(args.file, offline=args.offline, platform=args.platform)
     if args.json:
         cli_options.say({digest: str(path) for digest, path in inputs.files.items()})
     return 0
@@ -465,7 +467,7 @@ def _build(args: argparse.Namespace) -> int:
         definition.load_image(path)  # every mistake before the first minute of the first build
     if args.lock:
         for path in args.files:
-            build.ensure_lock(path)
+            locking.ensure(path)
     results = batch.build(
         args.files,
         out=args.out,
@@ -572,7 +574,7 @@ def _cache(args: argparse.Namespace) -> int:
         raise UsageError(
             "say what may go: --size SIZE leaves that much, --age DAYS removes what was not used so long"
         )
-    store = build.layer_store()
+    store = cache.layer_store()
     if args.action == "verify":
         damaged = store.verify()
         for line in damaged:

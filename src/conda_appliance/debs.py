@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ else:
     debfile = lazy.module("debian.debfile")
 
 
+@functools.cache  # both the system and its bill of materials ask, and a file of the cache stays as it is
 def control(path: Path) -> str:
     """Its control file: a stanza of ``Field: value`` lines, as deb822(5) has them, ending with a newline."""
     with debfile.DebFile(filename=str(path)) as package:

@@ -12,6 +12,7 @@ from pathlib import Path
 from conda_appliance import (
     bootstrap,
     build,
+    cache,
     definition,
     device,
     disc,
@@ -21,6 +22,7 @@ from conda_appliance import (
     installer_disc,
     live_disc,
     lock,
+    locking,
     log,
     machines,
     manifest,
@@ -82,11 +84,11 @@ def _of_environments(
     # The scripts of packages run in the system, and so does what is another platform's.
     if locked.conda.post_link is None and parsed.platform.native:
         locked = locked.model_copy(update={"debian": None, "image": None})
-    inputs = build.fetch(path, offline=offline, locked=locked)
+    inputs = locking.fetch(path, offline=offline, locked=locked)
     folder = _folder(parsed.name, out, to)
     target = folder / _file_name(kind, parsed)
     with resources.work_folder(folder, f".{kind}") as work, log.step(f"Write {target.name}") as step:
-        store = build.layer_store()
+        store = cache.layer_store()
         made = make(
             programs.place(parsed, locked, inputs.files, store),
             locked,
@@ -114,11 +116,11 @@ def live(image: str, *, out: Path, to: Path | None, offline: bool) -> Path:
     parsed = definition.with_builder(path, read, "rootfs")
     _require_bootable(path, parsed, (*rootfs.tools(parsed), *live_disc.tools()))
     require_finished(locked, "a live disc, which forgets everything when it is shut down,")
-    inputs = build.fetch(path, offline=offline, locked=locked)
+    inputs = locking.fetch(path, offline=offline, locked=locked)
     folder = _folder(parsed.name, out, to)
     target = folder / _file_name("live", parsed)
     with resources.work_folder(folder, ".live") as work:
-        store = build.layer_store()
+        store = cache.layer_store()
         job = build.job_for(parsed, locked, path, identity.identify(parsed, locked, path), store, inputs)
         tree = rootfs.render(job, work / "build")
         parts = rootfs.prepare(job, tree, logs=work / "logs")
@@ -146,12 +148,12 @@ def installer(image: str, *, out: Path, to: Path | None, offline: bool) -> Path:
         result = results.find(image, out).disk.parent
     written = manifest.read(result)
     locked = lock.read(result / f"{parsed.name}.lock")
-    inputs = build.fetch(path, offline=offline, locked=locked)
+    inputs = locking.fetch(path, offline=offline, locked=locked)
     assert locked.debian is not None
     folder = _folder(parsed.name, out, to)
     target = folder / _file_name("installer", parsed)
     with resources.work_folder(folder, ".installer") as work, log.step(f"Write {target.name}") as step:
-        store = build.layer_store()
+        store = cache.layer_store()
         system = bootstrap.system(
             locked.debian, parsed.base, inputs.files, store=store, progress=step.update, without=parsed.slim
         )

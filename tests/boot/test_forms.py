@@ -22,7 +22,6 @@ from tests.boot.forms_seen import Seen
 from conda_appliance import (
     accelerator,
     bootstrap,
-    build,
     definition,
     formats,
     layers,
@@ -331,5 +330,5 @@ def debian_of(result: Path) -> Path:
     assert section is not None
     cache = sources.Cache(resources.cache_root())
     files = {one.sha256: cache.verified(one.sha256, one.name) for one in section.packages}
-    store = layers.Store(cache.root / build.LAYERS)
+    store = layers.Store(cache.root / layers.FOLDER)
     return bootstrap.system(section, image.base, files, store=store, progress=lambda _: None).path

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from conda_appliance import (
     bootstrap,
-    build,
     definition,
+    layers,
     namespace,
     process,
     resolve,
@@ -72,7 +72,7 @@ def debian(folder: Path) -> Debian:
     ]
     sources.fetch(wanted, cache, offline=False, progress=lambda _: None)
     files = {one.sha256: cache.verified(one.sha256, one.name) for one in wanted}
-    store = Store(cache.root / build.LAYERS)
+    store = Store(cache.root / layers.FOLDER)
     system = bootstrap.system(section, image.base, files, store=store, progress=lambda _: None)
     return Debian(image=image, section=section, files=files, store=store, system=system)
 

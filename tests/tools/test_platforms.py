@@ -10,7 +10,7 @@ import pytest
 import yaml
 from packages import Package
 
-from conda_appliance import build, cli, lock, resolve, resources
+from conda_appliance import cli, lock, locking, resolve, resources
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import LockError, UsageError
 from conda_appliance.lock import DebianPackage, DebianSection
@@ -75,7 +75,7 @@ class Place:
 
     def lock(self, environment: str = "dependencies: [tool, pure]") -> None:
         self.path.write_text(DEFINITION.replace("ENVIRONMENT", environment))
-        build.ensure_lock(self.path)
+        locking.ensure(self.path)
 
     def versions(self) -> dict[str, dict[str, str]]:
         """Of each platform: its packages of conda."""
@@ -159,7 +159,7 @@ def test_what_is_exported_for_each_platform_is_taken_again(place: Place, form: s
     """The two exports put together are one lock of that tool, for both."""
     place.lock()
     before = place.versions()
-    found = [yaml.safe_load(build.export_lock(place.path, form, "base", platform=one)) for one in BOTH]
+    found = [yaml.safe_load(locking.export(place.path, form, "base", platform=one)) for one in BOTH]
     whole = found[0]
     if form == "pixi":
         listed = whole["environments"]["default"]["packages"]
@@ -183,7 +183,7 @@ def test_what_is_exported_for_each_platform_is_taken_again(place: Place, form: s
 def test_an_explicit_file_is_for_one_platform(place: Place) -> None:
     place.lock()
     for platform, other in (BOTH, BOTH[::-1]):
-        text = build.export_lock(place.path, "explicit", "base", platform=platform)
+        text = locking.export(place.path, "explicit", "base", platform=platform)
         assert f"# platform: {platform}\n" in text
         (place.folder / f"{platform}.txt").write_text(text)
         own = place.path.read_text()
@@ -198,9 +198,9 @@ def test_a_lock_that_lacks_a_platform_is_stale(place: Place) -> None:
     text = place.path.read_text()
     place.path.write_text(text.replace("platforms: [linux-64, linux-aarch64]", "platforms: [linux-64]"))
     with pytest.raises(LockError, match="is stale"):
-        build.fetch(place.path)
-    build.ensure_lock(place.path)
+        locking.fetch(place.path)
+    locking.ensure(place.path)
     assert [*place.versions()] == ["linux-64"]
     place.path.write_text(text)
     with pytest.raises(LockError, match="is stale"):
-        build.fetch(place.path, platform="linux-aarch64")
+        locking.fetch(place.path, platform="linux-aarch64")

@@ -12,7 +12,7 @@ import pytest
 from debian_archive import Archive
 from packages import Package
 
-from conda_appliance import apt, bootstrap, build, cli, definition, lock, network, resolve, sources
+from conda_appliance import apt, bootstrap, cli, definition, lock, locking, network, resolve, sources
 from conda_appliance.apt import Apt
 from conda_appliance.errors import BuildError, UsageError
 from conda_appliance.lock import DebianSection
@@ -50,7 +50,7 @@ class Place:
         self.path = folder / "box.yaml"
         self.path.write_text(DEFINITION.replace("MIRROR", archive.url))
         self.image = definition.load_image(self.path)
-        build.ensure_lock(self.path)
+        locking.ensure(self.path)
         self.locked = lock.read(lock.path_for(self.path))
 
     def move(self, *names: str) -> tuple[DebianSection, list[Held]]:
@@ -209,7 +209,7 @@ def test_what_is_not_there_is_refused(place: Place) -> None:
     with pytest.raises(
         UsageError, match="othr is in none of its environments, and not in its system"
     ) as caught:
-        build.update_lock(place.path, ["othr"])
+        locking.update(place.path, ["othr"])
     assert caught.value.hint == "perhaps other"
     with pytest.raises(UsageError, match="lows is not in its system"):
-        build.update_lock(place.path, ["deb:lows"])
+        locking.update(place.path, ["deb:lows"])

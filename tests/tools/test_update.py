@@ -8,7 +8,7 @@ import packages
 import pytest
 from packages import Package
 
-from conda_appliance import build, cli, definition, lock, resolve
+from conda_appliance import cli, definition, lock, locking, resolve
 from conda_appliance.errors import LockError, UsageError
 from conda_appliance.lock import CondaSection, DebianPackage, DebianSection, Lock
 
@@ -39,7 +39,7 @@ class Place:
         first = Lock(name="box", digest="0" * 64, base=base, tools={}, debian=debian, conda=nothing)
         lock.write(first, lock.path_for(self.path))
         self.add("free", "1.1")
-        build.ensure_lock(self.path)
+        locking.ensure(self.path)
 
     def add(self, name: str, version: str, *depends: str) -> None:
         Package(name=name, version=version, depends=depends, noarch="generic").write(self.channel)
@@ -69,10 +69,10 @@ def test_what_is_named_moves_alone(place: Place, capsys: pytest.CaptureFixture[s
 def test_what_others_hold_is_told_with_their_names(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     place.add("low", "2.0")
     place.add("top", "2.0", "low >=2")
-    build.update_lock(place.path, ["top"])
+    locking.update(place.path, ["top"])
     assert place.versions()["top"] == "1.0"
     assert "top stays: 2.0 0 wants others to move with it; to be named too: low" in capsys.readouterr().err
-    build.update_lock(place.path, ["top", "low"])
+    locking.update(place.path, ["top", "low"])
     assert place.versions() == {"low": "2.0", "top": "2.0", "free": "1.1"}
 
 
@@ -80,7 +80,7 @@ def test_what_is_not_there_is_refused(place: Place) -> None:
     with pytest.raises(
         UsageError, match="tap is in none of its environments, and not in its system"
     ) as caught:
-        build.update_lock(place.path, ["tap"])
+        locking.update(place.path, ["tap"])
     assert caught.value.hint == "perhaps top"
 
 
@@ -95,12 +95,12 @@ def test_a_changed_environment_is_no_reason_for_another_system(
 
     monkeypatch.setattr(resolve, "debian_section", newer)
     place.path.write_text(DEFINITION.replace("[top, free]", "[top]"))
-    build.ensure_lock(place.path)
+    locking.ensure(place.path)
     assert "free" not in place.versions() and asked == []
     place.path.write_text(DEFINITION.replace("debian: trixie", "debian: trixie, packages: [nano]"))
-    build.ensure_lock(place.path)
+    locking.ensure(place.path)
     assert asked == ["Debian"], "a changed base is one"
-    build.ensure_lock(place.path, upgrade=True)
+    locking.ensure(place.path, upgrade=True)
     assert len(asked) == 2
 
 
@@ -108,4 +108,4 @@ def test_a_stale_lock_is_not_updated_in_parts(place: Place) -> None:
     """It would be taken for fresh then, with the system of another base."""
     place.path.write_text(DEFINITION.replace("debian: trixie", "debian: trixie, packages: [nano]"))
     with pytest.raises(LockError, match="is stale"):
-        build.update_lock(place.path, ["free"])
+        locking.update(place.path, ["free"])

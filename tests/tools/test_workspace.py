@@ -10,7 +10,7 @@ import pytest
 import wheels_made
 from packages import Package
 
-from conda_appliance import build, definition, lock, payload, process, resolve, resources, sources
+from conda_appliance import definition, lock, locking, payload, process, resolve, resources, sources
 from conda_appliance.errors import UsageError
 from conda_appliance.layers import Store
 from conda_appliance.lock import Lock
@@ -136,7 +136,7 @@ def test_one_package_of_a_solve_group_moves_as_any(place: Place) -> None:
     before = place.versions(lock.read(lock.path_for(place.path)))
     Package(name="low", version="1.5", noarch="generic").write(place.folder / "mine")
     packages.index(place.folder / "mine")
-    build.update_lock(place.path, ["low"])
+    locking.update(place.path, ["low"])
     assert place.versions(lock.read(lock.path_for(place.path))) == {**before, "low": "1.5"}
 
 
