@@ -16,7 +16,6 @@ sorted, after a comment and before the line ``# end``. In a path or target a new
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -64,11 +63,8 @@ def text(image: ImageDefinition, linked: Layer, files: Path) -> str:
             lines[path] = about
     ignored = image.verify.ignore
     said += [f"ignore {path}" for path in ignored]
-    kept = {
-        path: about
-        for path, about in lines.items()
-        if not any(f"{path}/".startswith(f"{one}/") for one in ignored)
-    }
+    below = tuple(f"{one}/" for one in ignored)
+    kept = {path: about for path, about in lines.items() if not f"{path}/".startswith(below)}
     above = [one for one in said if not _below(one, ignored)]
     return "".join(
         [
@@ -109,11 +105,8 @@ def _environment(linked: Layer, prefix: str, prefixes: list[str]) -> Iterator[tu
         if kind == "link":
             yield f"/{path}", f"link 0:0 {_target(place)}"
         elif kind == "file":
-            digest = re.search(r" sha256:([0-9a-f]{64})", about)
-            yield (
-                f"/{path}",
-                f"file {int(mode, 8):o} 0:0 {digest[1] if digest else resources.sha256_of(Path(place))}",
-            )
+            digest = about.partition(" sha256:")[2][:64] or resources.sha256_of(Path(place))
+            yield f"/{path}", f"file {int(mode, 8):o} 0:0 {digest}"
         elif kind == "folder":
             yield f"/{path}", f"folder {int(mode, 8):o} 0:0"
 
@@ -139,6 +132,8 @@ def _target(link: str | Path) -> str:
 
 def _line(text: str) -> str:
     """A path or target as it stands in a line."""
+    if text.isascii() and text.isprintable():
+        return text
     try:
         text.encode()
     except UnicodeEncodeError:
