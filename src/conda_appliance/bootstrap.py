@@ -299,11 +299,12 @@ def root_tree(
 
 
 #: The kernel's package would make an initramfs, and initramfs-tools another when all is configured; one is enough.
-_NO_INITRAMFS = {
-    "INITRD": "No"
-}  # /etc/kernel/postinst.d/initramfs-tools and linux-update-symlinks(1) look at it
-_INITRAMFS = """unset INITRD
-for version in $(chroot "$1" linux-version list); do
+#: /etc/kernel/postinst.d/initramfs-tools and linux-update-symlinks(1) look at this variable.
+_NO_INITRAMFS = {"INITRD": "No"}
+_INITRAMFS = """set -e
+unset INITRD
+versions=$(chroot "$1" linux-version list)
+for version in $versions; do
     chroot "$1" update-initramfs -c -k "$version"
     chroot "$1" linux-update-symlinks install "$version" "/boot/vmlinuz-$version"
 done"""

@@ -325,3 +325,29 @@ def test_other_packages_than_the_locks_are_refused(tmp_path: Path) -> None:
 def test_the_tools_it_needs_are_told_beforehand(tmp_path: Path) -> None:
     for tool in basedisk.tools(written(tmp_path, "{debian: trixie}")):
         assert shutil.which(tool, path="/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"), tool
+
+
+@pytest.mark.parametrize("failing", ["linux-version", "update-initramfs", "linux-update-symlinks", ""])
+def test_an_initramfs_that_cannot_be_made_ends_the_bootstrap(tmp_path: Path, failing: str) -> None:
+    """The hook under a chroot that is none: it says what it is asked, and one program of it fails."""
+    chroot = tmp_path / "chroot"
+    chroot.write_text(
+        f'#!/bin/sh\n[ "$2" != "{failing}" ] || exit 1\n'
+        '[ "$2" = linux-version ] && echo 6.1 && echo 6.12 || echo "$INITRD$*" >>"$1/said"\n'
+    )
+    chroot.chmod(0o755)
+    done = subprocess.run(
+        ["sh", "-c", bootstrap._INITRAMFS, "sh", tmp_path],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "INITRD": "No"},
+        check=False,
+    )
+    assert (done.returncode == 0) == (not failing)
+    if not failing:
+        assert (tmp_path / "said").read_text().splitlines() == [
+            f"{tmp_path} {words}"
+            for version in ("6.1", "6.12")
+            for words in (
+                f"update-initramfs -c -k {version}",
+                f"linux-update-symlinks install {version} /boot/vmlinuz-{version}",
+            )
+        ]
