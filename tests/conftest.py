@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +28,30 @@ DEBIAN = (
     "test_post_link.py",
     "test_rootfs.py",
 )
+
+
+class Folders:
+    """Makes the folders of a module's fixtures, and remembers them."""
+
+    def __init__(self, factory: pytest.TempPathFactory) -> None:
+        self._factory = factory
+        self.made: list[Path] = []
+
+    def mktemp(self, name: str) -> Path:
+        """A new, empty folder whose name begins with ``name``."""
+        self.made.append(self._factory.mktemp(name))
+        return self.made[-1]
+
+
+@pytest.fixture(scope="module")
+def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Folders]:
+    """Folders that go with the module whose tests passed, as a test's own do: all of a run's are 20 GB and more."""
+    failed = request.session.testsfailed
+    folders = Folders(tmp_path_factory)
+    yield folders
+    if request.session.testsfailed == failed:
+        for folder in folders.made:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _row(nodeid: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from tests.boot.conftest import ROOT, cli
+from tests.conftest import Folders
 
 from conda_appliance import contract, lock, manifest
 from conda_appliance.platforms import PLATFORMS
@@ -41,9 +42,9 @@ def test_its_packages_are_for_it(host):
 
 
 @pytest.fixture(scope="module")
-def definition(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def definition(folders: Folders) -> Path:
     """images/hello.yaml for both platforms, with checks of its own beside hello's and more forms, and its lock."""
-    folder = tmp_path_factory.mktemp("aarch64")
+    folder = folders.mktemp("aarch64")
     shutil.copytree(ROOT / "images/hello", folder / "hello")
     (folder / "hello/checks/test_platform.py").write_text(CHECKS, encoding="utf-8")
     text = (ROOT / "images/hello.yaml").read_text(encoding="utf-8")
@@ -64,9 +65,9 @@ def definition(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def result(definition: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def result(definition: Path, folders: Folders) -> Path:
     """The image for linux-aarch64, booted and checked: the folder of its result."""
-    out = tmp_path_factory.mktemp("out")
+    out = folders.mktemp("out")
     done = cli("build", definition, "--platform", "linux-aarch64", "--out", out)
     assert done.returncode == 0, done.stderr
     assert (out / "hello/latest-linux-aarch64").resolve() == Path(done.stdout.strip())

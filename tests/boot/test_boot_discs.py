@@ -17,6 +17,7 @@ import pytest
 from tests.boot.conftest import ROOT, cli
 from tests.boot.consoles import DOWN, Console, disk, power_on
 from tests.boot.forms_seen import Seen
+from tests.conftest import Folders
 
 from conda_appliance import check, definition, disc, lock, log, process, qemu
 from conda_appliance.boottime import Asker
@@ -36,9 +37,9 @@ class Box:
 
 
 @pytest.fixture(scope="module")
-def box(tmp_path_factory: pytest.TempPathFactory, seen: Seen) -> Box:
+def box(folders: Folders, seen: Seen) -> Box:
     """hello with the kernel for real hardware; ``unattended`` installs without a question on an empty disk."""
-    folder = tmp_path_factory.mktemp("box")
+    folder = folders.mktemp("box")
     shutil.copytree(ROOT / "images/hello", folder / "images/hello")
     text = (ROOT / "images/hello.yaml").read_text().replace("name: hello\n", "name: box\n", 1)
     text = text.replace("debian: trixie\n", "debian: trixie\n  kernel: generic\n").replace("4GiB", "2GiB")

@@ -16,6 +16,7 @@ import awkward
 import pytest
 from tests.boot.conftest import ROOT, cli, wait_until
 from tests.boot.forms_seen import Seen
+from tests.conftest import Folders
 
 from conda_appliance import disc, machine, process
 from conda_appliance.machine import Machine
@@ -28,9 +29,9 @@ TREE = (
 
 
 @pytest.fixture(scope="module")
-def plant(tmp_path_factory: pytest.TempPathFactory, seen: Seen) -> Path:
+def plant(folders: Folders, seen: Seen) -> Path:
     """The userspace disc of an appliance that is hello, elsewhere."""
-    folder = tmp_path_factory.mktemp("plant")
+    folder = folders.mktemp("plant")
     definition = (ROOT / "images/hello.yaml").read_text()
     for old, new in {
         "name: hello": "name: plant",
@@ -78,8 +79,8 @@ class Discs:
 
 
 @pytest.fixture(scope="module")
-def discs(hello_rootfs: Path, plant: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Discs]:
-    folder = tmp_path_factory.mktemp("discs")
+def discs(hello_rootfs: Path, plant: Path, folders: Folders) -> Iterator[Discs]:
+    folder = folders.mktemp("discs")
     key = machine.new_key(folder)
     batch = folder / "plants.yaml"
     batch.write_text(

@@ -14,6 +14,7 @@ import packages
 import pytest
 from packages import File, Package
 from tests.boot.conftest import cli
+from tests.conftest import Folders
 
 from conda_appliance import lock, manifest
 
@@ -140,8 +141,8 @@ def test_the_settings_are_the_definitions(host):
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("distributions")
+def built(folders: Folders) -> Path:
+    folder = folders.mktemp("distributions")
     (folder / "standin.yaml").write_text(INSTALLER)
     done = cli("build", "--lock", folder / "standin.yaml", "--out", folder / "out")
     assert done.returncode == 0, done.stderr

@@ -18,6 +18,7 @@ import run_container
 from debian_made import System
 from tests.boot.conftest import ROOT, cli, wait_until
 from tests.boot.forms_seen import Seen
+from tests.conftest import Folders
 
 from conda_appliance import (
     accelerator,
@@ -96,9 +97,9 @@ def seconds_of_forms(result: Path) -> float:
 
 
 @pytest.fixture(scope="module")
-def forms(hello_rootfs: Path, tmp_path_factory: pytest.TempPathFactory, seen: Seen) -> dict[str, Path]:
+def forms(hello_rootfs: Path, folders: Folders, seen: Seen) -> dict[str, Path]:
     """images/hello.yaml in every form that a build makes, and its payload disc: each one's file, by form."""
-    folder = tmp_path_factory.mktemp("forms")
+    folder = folders.mktemp("forms")
     shutil.copytree(ROOT / "images", folder / "images")
     path = folder / "images/hello.yaml"
     text = path.read_text().replace("formats: [qcow2]", f"formats: [{', '.join(formats.BUILT)}]")
@@ -131,9 +132,9 @@ def forms(hello_rootfs: Path, tmp_path_factory: pytest.TempPathFactory, seen: Se
 
 
 @pytest.fixture(scope="module")
-def booted(forms: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, seen: Seen) -> dict[str, bytes]:
+def booted(forms: dict[str, Path], folders: Folders, seen: Seen) -> dict[str, bytes]:
     """What the service of each form says that QEMU boots."""
-    folder = tmp_path_factory.mktemp("machines")
+    folder = folders.mktemp("machines")
     answers = process.side_by_side(
         *(partial(answer, forms[form], form, folder / form) for form in MACHINES),
         workers=max(2, (os.cpu_count() or 1) // 2),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import wheels_made
 from tests.boot.conftest import cli
+from tests.conftest import Folders
 
 from conda_appliance import manifest, process
 
@@ -96,9 +97,9 @@ def test_what_slim_leaves_out_is_not_missed(host):
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(folders: Folders) -> Path:
     """A project with a program of each kind, as its makers make them."""
-    folder = tmp_path_factory.mktemp("programs")
+    folder = folders.mktemp("programs")
     made, source, alone = folder / "made", folder / "source", folder / "alone"
     for path, library in ((source, "bottle"), (alone, "none")):
         path.mkdir()

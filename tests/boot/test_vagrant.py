@@ -16,6 +16,7 @@ from tests.boot import test_forms
 from tests.boot.conftest import ROOT, cli
 from tests.boot.forms_seen import Seen
 from tests.boot.virtual_host import Host, running
+from tests.conftest import Folders
 
 from conda_appliance import accelerator, process, resources
 from conda_appliance.builders import rootfs_box
@@ -39,9 +40,9 @@ end
 
 
 @pytest.fixture(scope="module")
-def project(hello_rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(hello_rootfs: Path, folders: Folders) -> Path:
     """images/hello.yaml, built with every box, and those for all providers published."""
-    folder = tmp_path_factory.mktemp("project")
+    folder = folders.mktemp("project")
     shutil.copytree(ROOT / "images", folder / "images")
     path = folder / "images/hello.yaml"
     path.write_text(path.read_text().replace("formats: [qcow2]", FORMS))
@@ -59,9 +60,9 @@ def publish(project: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def host(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+def host(project: Path, folders: Folders) -> Iterator[Host]:
     """A host with libvirt and Vagrant, which finds the published boxes at `URL`."""
-    folder = tmp_path_factory.mktemp("host")
+    folder = folders.mktemp("host")
     with running(folder) as host:
         (host.home / "vagrant.d").mkdir()
         chosen = accelerator.accelerator()

@@ -16,6 +16,7 @@ import packages
 import pytest
 import small_machine
 from small_machine import Machine
+from tests.conftest import Folders
 
 from conda_appliance import conda, first_boot, inventory, payload, process, resources
 from conda_appliance.contract import Contract
@@ -136,8 +137,8 @@ def _dpkg_package(root: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    return Built(tmp_path_factory.mktemp("built"))
+def built(folders: Folders) -> Built:
+    return Built(folders.mktemp("built"))
 
 
 @pytest.fixture

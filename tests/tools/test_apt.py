@@ -3,14 +3,15 @@
 from pathlib import Path
 
 import pytest
+from tests.conftest import Folders
 
 from conda_appliance.apt import Apt, RemoteFile
 from conda_appliance.errors import BuildError, UsageError
 
 
 @pytest.fixture(scope="module")
-def trixie(tmp_path_factory: pytest.TempPathFactory) -> Apt:
-    apt = Apt("trixie", state=tmp_path_factory.mktemp("apt"), sources=True)
+def trixie(folders: Folders) -> Apt:
+    apt = Apt("trixie", state=folders.mktemp("apt"), sources=True)
     apt.update()
     return apt
 

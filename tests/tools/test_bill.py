@@ -17,6 +17,7 @@ from debian_made import Debian
 from packages import File, Package
 from spdx_tools.spdx.parser.parse_anything import parse_file
 from spdx_tools.spdx.validation.document_validator import validate_full_spdx_document
+from tests.conftest import Folders
 
 from conda_appliance import (
     bill,
@@ -42,9 +43,9 @@ EPOCH = 1_700_000_000
 
 
 @pytest.fixture(scope="module")
-def linked(debian: Debian, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Bill, Path]]:
+def linked(debian: Debian, folders: Folders) -> Iterator[tuple[Bill, Path]]:
     """The bill of a real Debian with a small environment, a wheel and a file on it; and the environments' tree."""
-    folder = tmp_path_factory.mktemp("bill")
+    folder = folders.mktemp("bill")
     channel = packages.small_channel(folder / "channel")
     text = {"LICENSE": "Do what you like.\n"}
     Package(name="licensed", license="mit", licenses=text, files={"share/x": File(content="x")}).write(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from debian_made import Debian
+from tests.conftest import Folders
 
 from conda_appliance import bootable, disc, process, resources
 from conda_appliance.definition import load_disc
@@ -28,8 +29,8 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made(debian: Debian, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return make(debian, tmp_path_factory.mktemp("disc"))
+def made(debian: Debian, folders: Folders) -> Made:
+    return make(debian, folders.mktemp("disc"))
 
 
 def make(debian: Debian, folder: Path) -> Made:

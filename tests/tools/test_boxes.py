@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 from test_export import EPOCH, SIZE, definition, described, items, made
+from tests.conftest import Folders
 
 from conda_appliance import boxes, export, ova, process
 
 
 @pytest.fixture(scope="module")
-def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("disk") / "disk.raw"
+def disk(folders: Folders) -> Path:
+    path = folders.mktemp("disk") / "disk.raw"
     with path.open("wb") as file:
         file.truncate(SIZE)
         file.seek(5 << 20)
@@ -36,8 +37,8 @@ def boxed(disk: Path, folder: Path) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def all_boxes(disk: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return boxed(disk, tmp_path_factory.mktemp("boxes"))
+def all_boxes(disk: Path, folders: Folders) -> dict[str, Path]:
+    return boxed(disk, folders.mktemp("boxes"))
 
 
 @pytest.mark.parametrize("form", [*boxes.DISKS])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conda_package_streaming import package_streaming
+from tests.conftest import Folders
 
 from conda_appliance import channel, conda, linking, process, resources
 from conda_appliance.contract import Contract
@@ -42,8 +43,8 @@ def members(path: Path, component: str) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+def cache(folders: Folders) -> Path:
+    return folders.mktemp("cache")
 
 
 def write(folder: Path, recipes: object = SMALL) -> Path:
@@ -172,9 +173,9 @@ def starter() -> Path:
 
 
 @pytest.fixture(scope="module")
-def environment(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def environment(starter: Path, folders: Folders) -> Iterator[Path]:
     """The quickstart's environment, linked for a folder that is not the one it was compiled for."""
-    work = tmp_path_factory.mktemp("starter")
+    work = folders.mktemp("starter")
     place = conda.Channel(name="starter", url=starter.as_uri())
     specs = ["python 3.13.*", "flask", "gunicorn", "numpy", "tzdata"]
     packages, _ = conda.solve(specs, [place], contract=Contract(glibc="2.36"))

@@ -14,6 +14,7 @@ import packages
 import pytest
 import rattler
 from packages import File, Package
+from tests.conftest import Folders
 
 from conda_appliance import conda, linking, prefix_check
 from conda_appliance.contract import Contract
@@ -26,8 +27,8 @@ SPECS = ["pure", "python"]
 
 
 @pytest.fixture(scope="module")
-def channel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packages.small_channel(tmp_path_factory.mktemp("channels") / "small")
+def channel(folders: Folders) -> Path:
+    return packages.small_channel(folders.mktemp("channels") / "small")
 
 
 @pytest.fixture(autouse=True)
@@ -55,8 +56,8 @@ def link(found: tuple[CondaPackage, ...], root: Path, prefix: str = PREFIX) -> P
 
 
 @pytest.fixture(scope="module")
-def linked(channel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("linked")
+def linked(channel: Path, folders: Folders) -> Iterator[Path]:
+    folder = folders.mktemp("linked")
     os.environ["CONDA_APPLIANCE_CACHE"] = str(folder / "cache")
     yield link(solve(channel, *SPECS), folder / "root")
     del os.environ["CONDA_APPLIANCE_CACHE"]
@@ -93,9 +94,9 @@ def test_the_machines_glibc_decides_not_the_hosts(channel: Path, monkeypatch: py
 
 
 @pytest.fixture(scope="module")
-def demanding(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demanding(folders: Folders) -> Path:
     """A channel of packages that ask something of the machine."""
-    folder = tmp_path_factory.mktemp("channels") / "demanding"
+    folder = folders.mktemp("channels") / "demanding"
     Package(name="new-libc", depends=["__glibc >=2.99"]).write(folder)
     Package(name="new-linux", depends=["__linux >=6.6"]).write(folder)
     Package(name="vectors", depends=["__archspec 1 x86_64_v3"], build="v3").write(folder)

@@ -17,6 +17,7 @@ import pytest
 import run_container
 import small_machine
 from packages import PLACEHOLDER, File, Package
+from tests.conftest import Folders
 
 from conda_appliance import conda, containers, payload, process
 from conda_appliance.contract import Contract
@@ -123,8 +124,8 @@ class Maker:
 
 
 @pytest.fixture(scope="module")
-def maker(tmp_path_factory: pytest.TempPathFactory) -> Maker:
-    return Maker(tmp_path_factory.mktemp("containers"))
+def maker(folders: Folders) -> Maker:
+    return Maker(folders.mktemp("containers"))
 
 
 @pytest.fixture(scope="module")

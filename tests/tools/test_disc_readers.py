@@ -12,14 +12,15 @@ from pathlib import Path
 import awkward
 import pytest
 from awkward import Awkward
+from tests.conftest import Folders
 
 from conda_appliance import disc, process
 from conda_appliance.errors import BuildError
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Awkward:
-    return awkward.disc(tmp_path_factory.mktemp("awkward"))
+def made(folders: Folders) -> Awkward:
+    return awkward.disc(folders.mktemp("awkward"))
 
 
 def test_ours(made: Awkward) -> None:

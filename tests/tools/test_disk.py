@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from debian_made import Debian
 from inside import Inside
+from tests.conftest import Folders
 
 from conda_appliance import disk, layers, overlay, process, resources
 from conda_appliance.disk import BIOS_START, ESP_START, MIB, ROOT_START, SECTOR
@@ -68,9 +69,9 @@ def write(to: Path, trees: list[Path], *, size: int = SIZE, identity: str = IDEN
 
 
 @pytest.fixture(scope="module")
-def trees(debian: Debian, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def trees(debian: Debian, folders: Folders) -> list[Path]:
     """Two small trees, the uppermost first; the lower one has the machine's mke2fs and its settings."""
-    upper, lower = (tmp_path_factory.mktemp("trees") / name for name in ("upper: 1, new", "lower"))
+    upper, lower = (folders.mktemp("trees") / name for name in ("upper: 1, new", "lower"))
     for tree in (upper, lower):
         (tree / "etc").mkdir(parents=True)
         (tree / "etc/shared").write_text(f"of {tree.name}\n")
@@ -105,8 +106,8 @@ def trees(debian: Debian, tmp_path_factory: pytest.TempPathFactory) -> list[Path
 
 
 @pytest.fixture(scope="module")
-def written(trees: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Written:
-    return write(tmp_path_factory.mktemp("disk") / "disk.raw", trees)
+def written(trees: list[Path], folders: Folders) -> Written:
+    return write(folders.mktemp("disk") / "disk.raw", trees)
 
 
 # --- what stands where ------------------------------------------------------------------------------

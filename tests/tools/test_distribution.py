@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.conftest import Folders
 from tests.tools import small_machine
 from tests.tools.test_plain import EPOCH, Maker
 
@@ -70,10 +71,10 @@ class Box:
 
 
 @pytest.fixture(scope="module")
-def box(tmp_path_factory: pytest.TempPathFactory) -> Box:
-    maker = Maker(tmp_path_factory.mktemp("made"))
+def box(folders: Folders) -> Box:
+    maker = Maker(folders.mktemp("made"))
     made = maker.write(plain.installer, maker.shipment("1.0", "pure"), "demo-1.0-Linux-x86_64.sh")
-    root = small_machine.make(tmp_path_factory.mktemp("system") / "root", systemd=False)
+    root = small_machine.make(folders.mktemp("system") / "root", systemd=False)
     for name in ("gzip", "setpriv"):
         small_machine.copy(root, process.find(name), f"/bin/{name}")
     stdlib = Path(sysconfig.get_path("stdlib"))  # the stand-in for Python in the environment is this host's

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import Folders
 
 from conda_appliance import export, formats, layers, ova, process, resources, sparse
 from conda_appliance.definition import ImageDefinition
@@ -38,9 +39,9 @@ def definition(**more: Any) -> ImageDefinition:
 
 
 @pytest.fixture(scope="module")
-def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def disk(folders: Folders) -> Path:
     """A raw disk with what compresses, what does not, holes, and something in its last sector."""
-    path = tmp_path_factory.mktemp("disk") / "disk.raw"
+    path = folders.mktemp("disk") / "disk.raw"
     with path.open("wb") as file:
         file.truncate(SIZE)
         for at, content in (
@@ -78,9 +79,9 @@ def made(disk: Path, folder: Path, forms: Sequence[str] = FORMS, **more: Any) ->
 
 
 @pytest.fixture(scope="module")
-def all_forms(disk: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, export.Artifact]:
+def all_forms(disk: Path, folders: Folders) -> dict[str, export.Artifact]:
     """Every form of it, made side by side."""
-    return made(disk, tmp_path_factory.mktemp("forms"))
+    return made(disk, folders.mktemp("forms"))
 
 
 @pytest.mark.parametrize("form", [form.name for form in formats.FORMS if form.qemu])

@@ -15,6 +15,7 @@ import pytest
 import small_machine
 from packages import PLACEHOLDER, File, Package
 from small_machine import Machine
+from tests.conftest import Folders
 
 from conda_appliance import conda, linking, lock, payload_disc, prefix_check, process, trees
 from conda_appliance.contract import Contract
@@ -132,8 +133,8 @@ class Discs:
 
 
 @pytest.fixture(scope="module")
-def discs(tmp_path_factory: pytest.TempPathFactory) -> Discs:
-    folder = tmp_path_factory.mktemp("discs")
+def discs(folders: Folders) -> Discs:
+    folder = folders.mktemp("discs")
     before = os.environ.get("CONDA_APPLIANCE_CACHE")
     os.environ["CONDA_APPLIANCE_CACHE"] = str(folder / "cache")
     made = Discs(folder)
@@ -147,14 +148,14 @@ def discs(tmp_path_factory: pytest.TempPathFactory) -> Discs:
 
 
 @pytest.fixture(scope="module")
-def roots(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def roots(folders: Folders) -> Callable[[str], Path]:
     """Small machines by what they are made of, each made once."""
     made: dict[str, Path] = {}
 
     def root(kind: str) -> Path:
         if kind not in made:
             made[kind] = small_machine.make(
-                tmp_path_factory.mktemp(kind) / "root", busybox=kind == "busybox", systemd=kind != "busybox"
+                folders.mktemp(kind) / "root", busybox=kind == "busybox", systemd=kind != "busybox"
             )
         return made[kind]
 

@@ -24,6 +24,7 @@ import wheels_made
 from debian_made import Debian
 from packages import File, Package
 from private_server import basic
+from tests.conftest import Folders
 
 from conda_appliance import process
 from conda_appliance.disk import ROOT_START, SECTOR
@@ -156,8 +157,8 @@ def share(debian: Debian, cache: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, debian: Debian) -> Iterator[Place]:
-    folder = tmp_path_factory.mktemp("leaks")
+def place(folders: Folders, debian: Debian) -> Iterator[Place]:
+    folder = folders.mktemp("leaks")
     served, home, project = folder / "served", folder / "home", folder / "project"
     for one in (served, home, project):
         one.mkdir()

@@ -13,6 +13,7 @@ from pathlib import Path
 import packages
 import pytest
 import test_export
+from tests.conftest import Folders
 
 from conda_appliance import (
     boxes,
@@ -184,8 +185,8 @@ class Maker:
 
 
 @pytest.fixture(scope="module")
-def maker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Maker]:
-    folder = tmp_path_factory.mktemp("opened")
+def maker(folders: Folders) -> Iterator[Maker]:
+    folder = folders.mktemp("opened")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONDA_APPLIANCE_CACHE", str(folder / "cache"))
         yield Maker(folder)

@@ -13,6 +13,7 @@ import pytest
 import rpm_findings
 from debian_made import Debian, System
 from packages import PLACEHOLDER, File, Package
+from tests.conftest import Folders
 
 from conda_appliance import conda, namespace, ospackages, payload, prefix_check, process
 from conda_appliance.contract import Contract
@@ -96,8 +97,8 @@ class Maker:
 
 
 @pytest.fixture(scope="module")
-def maker(tmp_path_factory: pytest.TempPathFactory) -> Maker:
-    made = Maker(tmp_path_factory.mktemp("packages"))
+def maker(folders: Folders) -> Maker:
+    made = Maker(folders.mktemp("packages"))
     made.write(ospackages.deb, "1.deb", "1.0", "prefixed")
     made.write(ospackages.deb, "2.deb", "2.0", "prefixed", "newer")
     made.write(ospackages.rpm, "1.rpm", "1.0", "prefixed")

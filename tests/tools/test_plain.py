@@ -16,6 +16,7 @@ import pytest
 import small_machine
 from packages import PLACEHOLDER, File, Package
 from small_machine import Machine
+from tests.conftest import Folders
 
 from conda_appliance import conda, payload, plain, prefix_check, process, trees
 from conda_appliance.contract import Contract
@@ -91,8 +92,8 @@ class Maker:
 
 
 @pytest.fixture(scope="module")
-def maker(tmp_path_factory: pytest.TempPathFactory) -> Maker:
-    return Maker(tmp_path_factory.mktemp("plain"))
+def maker(folders: Folders) -> Maker:
+    return Maker(folders.mktemp("plain"))
 
 
 @pytest.fixture(scope="module")
@@ -112,13 +113,13 @@ def packed(maker: Maker) -> Path:
 
 
 @pytest.fixture(scope="module")
-def roots(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def roots(folders: Folders) -> Callable[[str], Path]:
     made: dict[str, Path] = {}
 
     def root(kind: str) -> Path:
         if kind not in made:
             made[kind] = small_machine.make(
-                tmp_path_factory.mktemp(kind) / "root", busybox=kind == "busybox", systemd=False
+                folders.mktemp(kind) / "root", busybox=kind == "busybox", systemd=False
             )
             if kind != "busybox":
                 small_machine.copy(made[kind], process.find("gzip"), "/bin/gzip")

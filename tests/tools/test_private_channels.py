@@ -14,6 +14,7 @@ import private_server
 import pytest
 import wheels_made
 from private_server import PrivateServer, basic
+from tests.conftest import Folders
 
 from conda_appliance import conda, definition, git, process, pypi, resolve, sources
 from conda_appliance.contract import Contract
@@ -25,9 +26,9 @@ TOKEN = "tk-0123456789-secret"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(folders: Folders) -> Path:
     """A folder with a channel, the certificate of an authority and a server's."""
-    folder = tmp_path_factory.mktemp("private")
+    folder = folders.mktemp("private")
     big = packages.File(content=random.Random(0).randbytes(1 << 20))
     packages.Package(name="big", files={"share/big": big}).write(folder / "served/channel")
     packages.small_channel(folder / "served/channel")

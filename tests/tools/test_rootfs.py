@@ -23,6 +23,7 @@ import packages
 import pytest
 import yaml
 from debian_made import Debian
+from tests.conftest import Folders
 
 from conda_appliance import conda, log, process, resources, sparse, trees
 from conda_appliance.builders import DiskImage, Job, rootfs, rootfs_box, rootfs_plain
@@ -39,9 +40,9 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="looks at mounts and o
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> EnvironmentSection:
+def environment(folders: Folders) -> EnvironmentSection:
     """An environment of one package, in a channel of its own."""
-    channel = packages.small_channel(tmp_path_factory.mktemp("channels") / "small")
+    channel = packages.small_channel(folders.mktemp("channels") / "small")
     found, _ = conda.solve(
         ["prefixed"], [conda.Channel(name="./small", url=channel.as_uri())], contract=Contract(glibc="2.41")
     )
@@ -162,9 +163,9 @@ class Built:
 
 
 @pytest.fixture(scope="module")
-def built(debian: Debian, environment: EnvironmentSection, tmp_path_factory: pytest.TempPathFactory) -> Built:
+def built(debian: Debian, environment: EnvironmentSection, folders: Folders) -> Built:
     """A disk on which a playbook did a bit of everything."""
-    return Built(Project(tmp_path_factory.mktemp("project"), debian, environment), debian)
+    return Built(Project(folders.mktemp("project"), debian, environment), debian)
 
 
 # --- where it lands ---------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import packages
 import pytest
 import wheels_made
 from packages import File, Package
+from tests.conftest import Folders
 
 from conda_appliance import (
     build,
@@ -88,9 +89,9 @@ AWKWARD: dict[str, str | File] = {
 
 
 @pytest.fixture(scope="module")
-def made(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
+def made(starter: Path, folders: Folders) -> Make:
     """Links numpy, flask's markupsafe and what is awkward, whole or without parts."""
-    folder = tmp_path_factory.mktemp("slim")
+    folder = folders.mktemp("slim")
     lock, archives = locked(
         awkward(folder / "own", AWKWARD), starter, "python 3.13.*", "numpy", "markupsafe", "awkward"
     )

@@ -11,6 +11,7 @@ import private_server
 import pytest
 from debian_archive import Archive
 from packages import Package
+from tests.conftest import Folders
 
 from conda_appliance import apt, bootstrap, cli, definition, lock, locking, network, resolve, sources
 from conda_appliance.apt import Apt
@@ -71,8 +72,8 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    folder = tmp_path_factory.mktemp("suite")
+def made(folders: Folders) -> Iterator[Place]:
+    folder = folders.mktemp("suite")
     with pytest.MonkeyPatch.context() as patch:
         archive = Archive(folder)
         patch.setattr(apt, "KEYRING", archive.keyring)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import packages
 import pytest
+from tests.conftest import Folders
 
 from conda_appliance import conda, disc, prefix_check, process, userspace_disc
 from conda_appliance.contract import Contract
@@ -92,8 +93,8 @@ class Maker:
 
 
 @pytest.fixture(scope="module")
-def maker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Maker]:
-    folder = tmp_path_factory.mktemp("userspace")
+def maker(folders: Folders) -> Iterator[Maker]:
+    folder = folders.mktemp("userspace")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONDA_APPLIANCE_CACHE", str(folder / "solver"))
         yield Maker(folder)

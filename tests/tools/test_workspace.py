@@ -9,6 +9,7 @@ import packages
 import pytest
 import wheels_made
 from packages import Package
+from tests.conftest import Folders
 
 from conda_appliance import definition, lock, locking, payload, process, resolve, resources, sources
 from conda_appliance.errors import UsageError
@@ -100,8 +101,8 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return Place(tmp_path_factory.mktemp("workspace"))
+def place(folders: Folders) -> Place:
+    return Place(folders.mktemp("workspace"))
 
 
 def test_what_is_locked_is_linked_and_runs(place: Place) -> None:
