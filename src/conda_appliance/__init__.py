@@ -83,6 +83,7 @@ wheels       5 locked wheels → files of a linked environment
 slim         5 linked environments → the same without some parts, with true records
 channel      5 a folder of recipes → a channel of real conda packages
 distribution 6 Miniforge, Miniconda, any installer of constructor's → the environment that it makes
+system_files 4 the settings of a machine's system, beside Debian's own
 bootstrap    5 locked .debs → a Debian root file system
 disc         5 → an ISO 9660 disc; the only pycdlib; clock passed in
 disk         5 trees of files → a bootable raw disk: partitions, file systems, boot loaders

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from conda_appliance import bootstrap, disk, layers, namespace, process, render, resources, trees
+from conda_appliance import disk, layers, namespace, process, render, resources, system_files, trees
 from conda_appliance.definition import Base
 from conda_appliance.errors import BuildError
 from conda_appliance.hybrid import Boot
@@ -106,7 +106,7 @@ def _configuration(base: Base) -> dict[str, str]:
     """What mkinitramfs reads in place of /etc/initramfs-tools, but for the scripts: path → text."""
     full = base.boot == "full"
     hook = render.text(
-        "disc/hook.j2", disk_drivers=bootstrap.disk_drivers(base), programs=_PROGRAMS, udev=full
+        "disc/hook.j2", disk_drivers=system_files.disk_drivers(base), programs=_PROGRAMS, udev=full
     )
     found = {
         "initramfs.conf": "MODULES=list\nBUSYBOX=n\nCOMPRESS=zstd\nBOOT=local\nRUNSIZE=10%\n",
@@ -168,7 +168,7 @@ def menu(
         kind=kind,
         entries=entries,
         id=identity,
-        options=bootstrap.OPTIONS_FAST if boot == "fast" else "",
+        options=system_files.OPTIONS_FAST if boot == "fast" else "",
         timeout=timeout,
         installed=installed,
     )

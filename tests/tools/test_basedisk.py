@@ -20,7 +20,7 @@ import pytest
 from debian_made import Debian, lock_of, written
 from inside import Inside
 
-from conda_appliance import basedisk, bootstrap, process, resolve, resources, sources
+from conda_appliance import basedisk, bootstrap, process, resolve, resources, sources, system_files
 from conda_appliance.definition import Base
 from conda_appliance.disk import SECTOR
 from conda_appliance.errors import BuildError, HashMismatch, UsageError
@@ -143,7 +143,7 @@ def test_nothing_of_this_host_is_on_it(made: Made) -> None:
         "/boot",
         "/etc",
         "/usr",
-        *sorted({*bootstrap.early_files("", Base(debian="trixie")), *bootstrap.late_files("", None)}),
+        *sorted({*system_files.early_files("", Base(debian="trixie")), *system_files.late_files("", None)}),
     ],
 )
 def test_what_we_lay_over_debian_is_roots(made: Made, path: str) -> None:

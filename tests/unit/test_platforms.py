@@ -23,6 +23,7 @@ from conda_appliance import (
     platforms,
     qemu,
     results,
+    system_files,
 )
 from conda_appliance.contract import Contract
 from conda_appliance.definition import Base, ImageDefinition
@@ -239,7 +240,7 @@ def test_its_system_has_its_own_kernel_and_console() -> None:
     assert bootstrap.packages(base, "arm64")[0] == "linux-image-cloud-arm64"
     assert bootstrap.packages(Base(debian="trixie", kernel="generic"), "arm64")[0] == "linux-image-arm64"
     intel, arm = (
-        bootstrap.early_files("some-uuid", base, one)["boot/grub/grub.cfg"] for one in ("amd64", "arm64")
+        system_files.early_files("some-uuid", base, one)["boot/grub/grub.cfg"] for one in ("amd64", "arm64")
     )
     assert "console=ttyS0,115200" in intel and "serial --unit=0" in intel
     assert "console=ttyAMA0,115200" in arm and "serial --unit=0" not in arm
