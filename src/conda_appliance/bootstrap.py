@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shlex
 import tarfile
 import uuid
@@ -221,7 +222,8 @@ def root_tree(
     shop = work / "bootstrap"
     shop.mkdir()
     _repository(section, files, shop / "repository")
-    early = _packed(system_files.early_files(identity, base, section.architecture), shop / "early.tar")
+    early = {**_STAND_INS, **system_files.early_files(identity, base, section.architecture)}
+    early_tar = _packed(early, shop / "early.tar")
     late = _packed(system_files.late_files(section.suite, base.mirror, base.boot), shop / "late.tar")
     excluding = _packed(_excluding(base, without), shop / "excluding.tar")
     command = [
@@ -237,7 +239,8 @@ def root_tree(
         f"--extract-hook=settings={shlex.quote(str(excluding))}\n{_LEAVE_OUT}",
         '--aptopt=Apt::Install-Recommends "false"',
         # Before the initramfs is made.
-        f"--essential-hook=tar-in {early} /",
+        f"--essential-hook=tar-in {early_tar} /",
+        f"--customize-hook={_COMPILE}",
         f"--customize-hook={_INITRAMFS}",
         f"--customize-hook=tar-in {late} /",
         *(f"--customize-hook={line}" for line in [*(_FAST if base.boot == "fast" else ()), *_FINISH]),
@@ -249,7 +252,13 @@ def root_tree(
         # In mounts of its own, which end with it: mmdebstrap binds the host's /dev/shm and others into the tree. Were
         # it killed, whoever removes the tree would empty the host's.
         ["unshare", "--mount", *command],
-        env={"SOURCE_DATE_EPOCH": str(EPOCH), "TMPDIR": str(shop), "TZ": "UTC", **_NO_INITRAMFS},
+        env={
+            "SOURCE_DATE_EPOCH": str(EPOCH),
+            "TMPDIR": str(shop),
+            "TZ": "UTC",
+            "PATH": f"/{_ONCE}:{os.environ.get('PATH', os.defpath)}",
+            **_NO_INITRAMFS,
+        },
         on_line=lambda line: _tell(line, progress),
     )
     _require_same(section, to)
@@ -268,6 +277,33 @@ for version in $versions; do
     chroot "$1" update-initramfs -c -k "$version"
     chroot "$1" linux-update-symlinks install "$version" "/boot/vmlinuz-$version"
 done"""
+#: Programs that packages start again and again while they are configured, and that need to run once: what stands in
+#: for them, first on the PATH of packages' scripts, in a folder that is gone afterwards.
+_ONCE = "var/tmp/conda-appliance-once"
+_STAND_INS = {
+    # dh_python3(1) has each package's postinst say `py3compile -p PACKAGE`; _COMPILE does it for all of them.
+    f"{_ONCE}/py3compile": f"""\
+#!/bin/sh
+if [ $# = 2 ] && [ "$1" = -p ]; then
+    echo "$2" >>/{_ONCE}/packages
+else
+    exec /usr/bin/py3compile "$@"
+fi
+""",
+    # ca-certificates' postinst runs it without its hooks, and then sets off a trigger that runs it with them.
+    f"{_ONCE}/update-ca-certificates": """\
+#!/bin/sh
+[ "$*" = "--hooksdir " ] || exec /usr/sbin/update-ca-certificates "$@"
+""",
+}
+#: What py3compile compiles of each package: its modules for any program. Sorted, since byte code depends on what was
+#: compiled before in the same process.
+_COMPILE = f"""set -e
+if [ -e "$1"/{_ONCE}/packages ]; then
+    chroot "$1" sh -ec 'dpkg-query --listfiles $(cat /{_ONCE}/packages)' |
+        grep -E '^/usr/lib/python3[^/]*/.*[.]py$' | LC_ALL=C sort -u | chroot "$1" xargs -r /usr/bin/py3compile
+fi
+rm -r "$1"/{_ONCE}"""
 #: Where dpkg finds what stays out while packages are installed; gone afterwards.
 _EXCLUDES = "etc/dpkg/dpkg.cfg.d/conda-appliance-excludes"
 #: The first packages are unpacked without dpkg: what stays out is removed from what they brought, folders that are
@@ -365,7 +401,7 @@ def _packed(files: Mapping[str, str], to: Path) -> Path:
             data = content.encode()
             one = tarfile.TarInfo(f"./{name}")
             one.size, one.mtime = len(data), EPOCH
-            one.mode = 0o755 if "/hooks/" in name or "/scripts/" in name else 0o644
+            one.mode = 0o755 if data.startswith(b"#!") else 0o644
             one.uname = one.gname = "root"
             archive.addfile(one, io.BytesIO(data))
     return to

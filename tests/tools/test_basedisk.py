@@ -152,6 +152,29 @@ def test_what_we_lay_over_debian_is_roots(made: Made, path: str) -> None:
     assert re.search(r"Mode: +(0755|0644) ", about)
 
 
+def test_debians_python_finds_byte_code_of_all_its_packages(made: Made) -> None:
+    """Compiled for all packages at once, and compared with a module by its content (PEP 552's checked hash)."""
+    modules = sorted((made.debian.system.path / "usr/lib/python3/dist-packages").rglob("*.py"))
+    assert {"jinja2", "cloudinit"} <= {module.parent.name for module in modules}
+    for module in modules:
+        (code,) = (module.parent / "__pycache__").glob(f"{module.stem}.cpython-*.pyc")
+        assert code.read_bytes()[4:8] == b"\3\0\0\0", module
+
+
+def test_every_authority_that_debian_trusts_is_trusted(made: Made) -> None:
+    """Collected once, with all links by hash that OpenSSL looks for."""
+    shipped = list((made.debian.system.path / "usr/share/ca-certificates").rglob("*.crt"))
+    trusted = made.debian.system.path / "etc/ssl/certs"
+    assert len(shipped) > 100
+    assert (trusted / "ca-certificates.crt").read_text().count("BEGIN CERTIFICATE") == len(shipped)
+    by_hash = [one for one in trusted.iterdir() if re.fullmatch(r"[0-9a-f]{8}\.\d", one.name)]
+    assert len(by_hash) == len(shipped)
+
+
+def test_what_stood_in_while_packages_were_configured_is_gone(made: Made) -> None:
+    assert made.names("/var/tmp") == set()
+
+
 def test_it_speaks_utf_8(made: Made) -> None:
     assert "LANG=C.UTF-8" in made.read("/etc/locale.conf")
     assert made.link("/etc/default/locale") == "../locale.conf"
