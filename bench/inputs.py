@@ -1,13 +1,14 @@
 """What every machine of the benchmark is made of: an environment, an application, and the definitions of ours.
 
 Ours links the environment from the packages that it locked. Peers get it as a folder, which rattler, the same linker,
-brings up to date within their time: it links all of it where they begin with nothing, and else what changed. Number N
-of an environment differs from the others in one small package, number N of the application in one line.
+brings up to date within their time: all of it, byte code too, where they begin with nothing, and else what changed.
+Number N of an environment differs from the others in one small package, number N of the application in one line.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 import time
@@ -140,8 +141,8 @@ class Workspace:
     def linking(self, inputs: Inputs, *, afresh: bool) -> list[str] | None:
         """The command that gives the peers this environment, or None where they have it.
 
-        With ``afresh`` it links all of it, into a folder that nobody reads: the tree itself has byte code besides,
-        for which a peer's user would have to pay as well.
+        With ``afresh`` it links all of it, into a folder that nobody reads, and compiles the modules that came without
+        byte code: the tree itself, which the peers' images get, is the same files.
         """
         stamp = self.tree / f"opt/conda/share/{STAMP}"
         if not afresh and stamp.read_text() == stamp_text(inputs.environment):
@@ -173,7 +174,12 @@ class Workspace:
             )
         )
         words = [sys.executable, "-P", "-m", "conda_appliance.conda_child", "link"]
-        return ["sh", "-c", f'exec "$@" <{given}', "sh", *words]
+        script = f'"$@" <{shlex.quote(str(given))}'
+        if afresh:
+            # Python's own way, on all processors. Status 1: some file is no Python (a template, a test of bad syntax).
+            python = '"$0"/bin/python -I -S -m compileall -q -j 0 "$0"/lib/python3.*/site-packages >/dev/null'
+            script += f" && {{ {python} || [ $? = 1 ]; }}"
+        return ["sh", "-c", script, str(into), *words]
 
     def put(self, inputs: Inputs) -> None:
         """Give everybody this application."""

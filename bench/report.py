@@ -48,8 +48,9 @@ _METHOD = """\
   environment and the application that were asked for.
 - Packages come from an archive on this machine, over the loopback address, and each peer has its own caches besides.
   A changed environment begins with its packages: rattler, which is what ours links with, brings the folder that a peer
-  reads up to date within the peer's time. Ours verifies every package's SHA-256 besides, compiles byte code when cold
-  and compares what was linked with its records; peers leave signatures unchecked: the archive has none.
+  reads up to date within the peer's time; when cold, Python's compileall makes its byte code as well, which the images
+  of all have. Ours verifies every package's SHA-256 besides, and compares what was linked with its records; peers leave
+  signatures unchecked: the archive has none.
 - Where the host lacks device-mapper, udev or systemd, stand-ins take the place of `kpartx`, `udevadm` and
   `systemd-nspawn` for the peers that need them (`bench/shims/`, each says what it does).
 """
@@ -109,8 +110,7 @@ def _section(record: results.Record, scenario: str, text: str) -> str:
 #: Below the table of cold starts.
 _COLD = """\
 `Debian alone` is mmdebstrap and dpkg with the packages of our machine, and nothing else: a builder that installs them
-takes at least that. Beside it, ours compiles the environment's byte code, sums up all that it keeps, and runs a
-playbook; the peers do not.
+takes at least that. Beside it, ours sums up all that it keeps, and runs a playbook; the peers do not.
 
 """
 
