@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shlex
 import tarfile
 import uuid
@@ -238,6 +237,9 @@ def root_tree(
         # Not by --dpkgopt: mmdebstrap would pass each of the first packages through a filter in Python.
         f"--extract-hook=settings={shlex.quote(str(excluding))}\n{_LEAVE_OUT}",
         '--aptopt=Apt::Install-Recommends "false"',
+        # debconf's questions before packages are unpacked: nobody answers, and each package asks again.
+        "--aptopt=#clear DPkg::Pre-Install-Pkgs",
+        f'--aptopt=DPkg::Path "/{_ONCE}:/usr/sbin:/usr/bin:/sbin:/bin"',
         # Before the initramfs is made.
         f"--essential-hook=tar-in {early_tar} /",
         f"--customize-hook={_COMPILE}",
@@ -252,13 +254,7 @@ def root_tree(
         # In mounts of its own, which end with it: mmdebstrap binds the host's /dev/shm and others into the tree. Were
         # it killed, whoever removes the tree would empty the host's.
         ["unshare", "--mount", *command],
-        env={
-            "SOURCE_DATE_EPOCH": str(EPOCH),
-            "TMPDIR": str(shop),
-            "TZ": "UTC",
-            "PATH": f"/{_ONCE}:{os.environ.get('PATH', os.defpath)}",
-            **_NO_INITRAMFS,
-        },
+        env={"SOURCE_DATE_EPOCH": str(EPOCH), "TMPDIR": str(shop), "TZ": "UTC", **_NO_INITRAMFS},
         on_line=lambda line: _tell(line, progress),
     )
     _require_same(section, to)
