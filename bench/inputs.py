@@ -19,7 +19,17 @@ from typing import Any
 
 import yaml
 
-from conda_appliance import definition, linking, lock, package, platforms, resolve, resources, sources
+from conda_appliance import (
+    definition,
+    fetching,
+    linking,
+    lock,
+    package,
+    platforms,
+    resolve,
+    resources,
+    sources,
+)
 
 HERE = Path(__file__).resolve().parent
 #: The time of every file in the environment: 2020-01-01.
@@ -100,7 +110,7 @@ class Workspace:
         if not path.exists() or lock.read(path).digest != definition.lock_digest(self.base, image):
             lock.write(resolve.resolve(image, self.base, cache, print), path)
         locked = lock.read(path)
-        files = resolve.fetch(locked, image, self.base, cache, offline=False, progress=print).files
+        files = fetching.fetch(locked, image, self.base, cache, offline=False, progress=print).files
         if not self.archives.exists():
             resources.remove(self.tree)
             self._link(locked, files)

@@ -101,7 +101,9 @@ basedisk     6 a Debian root file system or a cloud image → the disk that Pack
 machine      6 Machine: QEMU, serial log, SSH; the only paramiko
 export       6 disk image → artifacts, side by side
 boxes        6 a disk that has Vagrant's user → a Vagrant box
-resolve      7 definition → Lock; lock → verified files in the cache
+resolve      7 definition → Lock
+places       6 where a definition's channels are here, and their packages in a lock
+fetching     7 lock → verified files in the cache
 payload_disc 8 environments and install.sh → the payload disc for a machine that runs Linux
 cyclonedx    7 a bill of materials as CycloneDX
 spdx         7 a bill of materials as SPDX

@@ -26,6 +26,7 @@ from conda_appliance import (
     definition,
     emulation,
     export,
+    fetching,
     formats,
     identity,
     layers,
@@ -37,7 +38,6 @@ from conda_appliance import (
     namespace,
     process,
     programs,
-    resolve,
     resources,
     results,
     shipping,
@@ -336,7 +336,7 @@ def job_for(
     path: Path,
     build_id: str,
     store: layers.Store,
-    inputs: resolve.Inputs,
+    inputs: fetching.Inputs,
     *,
     keep_failed: bool = False,
 ) -> builders.Job:
@@ -345,7 +345,7 @@ def job_for(
         image=programs.place(image, locked, inputs.files, store),
         lock=locked,
         folder=path.resolve().parent,
-        project=resolve.project(path),
+        project=resources.project(path),
         files=inputs.files,
         store=store,
         epoch=identity.epoch(),
@@ -372,7 +372,7 @@ def environments_of(path: Path, locked: lock.Lock, *, offline: bool) -> tuple[Im
     """A definition, and its environments as ``locked`` has them: as a tree whose root is the machine's."""
     image, locked = locking.read(path, locked=locked)
     with cache.opened() as blobs, log.step("Link what the lock names") as step:
-        inputs = resolve.fetch(locked, image, path, blobs, offline=offline, progress=step.update)
+        inputs = fetching.fetch(locked, image, path, blobs, offline=offline, progress=step.update)
         store = layers.Store(blobs.root / layers.FOLDER)
         return image, job_for(image, locked, path, "", store, inputs).linked(step.update)
 

@@ -30,7 +30,6 @@ from conda_appliance import (
     payload_disc,
     process,
     programs,
-    resolve,
     resources,
     results,
     seed,
@@ -95,7 +94,7 @@ def _of_environments(
             inputs.files,
             target,
             folder=path.resolve().parent,
-            project=resolve.project(path),
+            project=resources.project(path),
             store=store,
             epoch=identity.epoch(),
             work=work,
@@ -171,7 +170,7 @@ def installer(image: str, *, out: Path, to: Path | None, offline: bool) -> Path:
             target,
             store=store,
             epoch=identity.epoch(),
-            project=resolve.project(path),
+            project=resources.project(path),
             work=work,
             progress=step.update,
         )
@@ -220,7 +219,7 @@ def seeds(image: str, batch: Path, *, out: Path, to: Path | None) -> list[Path]:
                 one,
                 services=[service.name for service in parsed.services],
                 epoch=identity.epoch(),
-                project=resolve.project(path),
+                project=resources.project(path),
             )
             for one in wanted
         ]

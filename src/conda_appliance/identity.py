@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 
-from conda_appliance import lock, manifest, playbook, render, resolve, resources
+from conda_appliance import lock, manifest, playbook, render, resources
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import UsageError
 
@@ -27,7 +27,7 @@ def identify(image: ImageDefinition, locked: lock.Lock, path: Path) -> str:
     the keys it admits, the playbooks, templates and disc definitions in use, and this program's own code.
     """
     folder = path.resolve().parent
-    project = resolve.project(path)
+    project = resources.project(path)
     decided = image.model_dump(mode="json", exclude={"checks": True, "installer": True, "conda": {"mirrors"}})
     parts = {
         "definition": decided,

@@ -11,6 +11,7 @@ from conda_appliance import (
     cache,
     changes,
     definition,
+    fetching,
     lock,
     log,
     manifest,
@@ -131,14 +132,14 @@ def export(path: Path, form: str, environment: str, *, platform: str | None = No
     """An environment of the definition's lock, on a platform or its first, as another tool's lock: its text."""
     image, locked = read(path, platform=platform)
     with cache.opened() as blobs, log.step(f"Export {lock.path_for(path)} as {form}") as step:
-        return resolve.export(
+        return fetching.export(
             locked, image, path, blobs, form=form, environment=environment, progress=step.update
         )
 
 
 def fetch(
     path: Path, *, offline: bool = False, locked: lock.Lock | None = None, platform: str | None = None
-) -> resolve.Inputs:
+) -> fetching.Inputs:
     """Bring what the lock (the definition's own, or ``locked``) names into the cache, verified.
 
     All of it, where no ``platform`` is named.
@@ -149,7 +150,7 @@ def fetch(
         image, fresh = read(path, locked=locked, platform=one)
         with cache.opened() as blobs:
             files |= bring(image, fresh, path, blobs, offline=offline).files
-    return resolve.Inputs(files=files)
+    return fetching.Inputs(files=files)
 
 
 def read(
@@ -177,10 +178,10 @@ def read(
 
 def bring(
     image: ImageDefinition, locked: lock.Lock, path: Path, blobs: sources.Cache, *, offline: bool
-) -> resolve.Inputs:
+) -> fetching.Inputs:
     """What `read` returned, fetched into ``blobs`` and verified, as a step of its own."""
     with log.step("Fetch and verify what the lock names") as step:
-        inputs = resolve.fetch(locked, image, path, blobs, offline=offline, progress=step.update)
+        inputs = fetching.fetch(locked, image, path, blobs, offline=offline, progress=step.update)
         step.note(f"{len(inputs.files)} files, {resources.size_text(locked.downloads)}, SHA-256 verified")
     return inputs
 

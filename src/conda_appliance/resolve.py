@@ -1,8 +1,4 @@
-"""A definition → its lock, and a lock → verified files in the cache.
-
-Packages of a channel that is a folder (the starter channel too) stand in the lock as
-``CHANNEL/SUBDIR/FILE``, so that a lock names no path of the machine that wrote it.
-"""
+"""A definition → its lock: what apt, the channels and PyPI say today of what it asks for."""
 
 from __future__ import annotations
 
@@ -12,7 +8,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import unquote, urlsplit
 
 import conda_appliance
 from conda_appliance import (
@@ -29,6 +24,7 @@ from conda_appliance import (
     lockfiles,
     namespace,
     package,
+    places,
     platforms,
     programs,
     resources,
@@ -40,103 +36,22 @@ from conda_appliance import suite as suite_packages
 from conda_appliance.apt import Apt
 from conda_appliance.contract import Contract
 from conda_appliance.definition import ImageDefinition
-from conda_appliance.errors import LockError, UsageError
+from conda_appliance.errors import UsageError
 from conda_appliance.layers import Store
 from conda_appliance.lock import (
     CondaPackage,
     CondaSection,
     DebianSection,
     EnvironmentSection,
-    File,
     ImageSection,
     Lock,
     Wheel,
 )
 
 if TYPE_CHECKING:
-    from conda_appliance import channel, pypi
+    from conda_appliance import pypi
 else:
-    channel = lazy.module("conda_appliance.channel")
     pypi = lazy.module("conda_appliance.pypi")
-
-#: The channel that conda-appliance builds itself, from PyPI and Debian alone.
-STARTER = "starter"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """Every file a build reads, verified: SHA-256 → path."""
-
-    files: Mapping[str, Path]
-
-
-def channels(
-    image: ImageDefinition,
-    path: Path,
-    cache: sources.Cache,
-    progress: Callable[[str], None],
-    *,
-    refresh: bool = False,
-) -> tuple[conda.Channel, ...]:
-    """The definition's channels with their URLs; those of recipes are built now if they are not yet.
-
-    ``refresh``: they take what is newest in Debian.
-    """
-    found = []
-    for name in image.conda.channels:
-        if name == STARTER:
-            # By the file that makes it one: a project's folder of that name may be anything.
-            recipes = resources.find("channel/channel.yaml", project(path)).parent
-            folder = channel.build(
-                recipes, cache.root, image.platform.name, on_progress=progress, refresh=refresh
-            )
-            found.append(conda.Channel(name=name, url=folder.as_uri()))
-        elif is_local(name):
-            folder = (path.resolve().parent / Path(name).expanduser()).resolve()
-            if (folder / "channel.yaml").is_file():
-                folder = channel.build(
-                    folder, cache.root, image.platform.name, on_progress=progress, refresh=refresh
-                )
-            if not list(folder.glob("*/repodata.json*")):
-                raise UsageError(
-                    f"the channel {name} ({folder}) has no repodata.json in {image.platform.name}/ or noarch/",
-                    hint="a channel is a folder as conda-index, rattler-index or conda-build leave it, "
-                    "or one of recipes with a channel.yaml",
-                )
-            found.append(conda.Channel(name=name, url=folder.as_uri()))
-        else:
-            url = conda.channel_url(name)
-            found.append(conda.Channel(name=name, url=url, mirrors=_mirrors(image).get(url, ())))
-    return tuple(found)
-
-
-def _mirrors(image: ImageDefinition) -> dict[str, tuple[str, ...]]:
-    """The mirrors of channels, by the channels' URLs."""
-    return {
-        conda.channel_url(name): tuple(url.rstrip("/") for url in urls)
-        for name, urls in image.conda.mirrors.items()
-    }
-
-
-def _mirrored(image: ImageDefinition) -> tuple[conda.Channel, ...]:
-    """The channels that have mirrors, those that another tool's lock names among them."""
-    return tuple(
-        conda.Channel(name=url, url=url, mirrors=mirrors) for url, mirrors in _mirrors(image).items()
-    )
-
-
-def is_local(name: str) -> bool:
-    """Whether a channel is a folder of this machine."""
-    return name == STARTER or name.startswith((".", "/", "~"))
-
-
-def project(path: Path) -> Path:
-    """The folder whose ``templates/``, ``playbooks/`` and so on go before the shipped ones.
-
-    A definition in ``images/`` belongs to the folder above it, any other to its own.
-    """
-    folder = path.resolve().parent
-    return folder.parent if folder.name == "images" else folder
 
 
 def resolve(
@@ -172,10 +87,10 @@ def resolve(
             url = (path.resolve().parent / Path(url).expanduser()).resolve().as_uri()
         base_image = ImageSection(url=url, sha256=image.base.image.sha256)
     promised = contract_of(image, debian)
-    places = channels(image, path, cache, progress, refresh=refresh)
-    local = {place.url: place.name for place in places if is_local(place.name)}
+    there = places.channels(image, path, cache, progress, refresh=refresh)
+    local = {place.url: place.name for place in there if places.is_local(place.name)}
     folder = path.resolve().parent
-    run = _Run(image=image, folder=folder, places=places, contract=promised, cache=cache, progress=progress)
+    run = _Run(image=image, folder=folder, places=there, contract=promised, cache=cache, progress=progress)
     ran = programs.resolve_wheels(image, folder, cache, progress)
     environments = {}
     for name, environment in image.conda.environments.items():
@@ -193,7 +108,7 @@ def resolve(
             section = run.taken(name, own)
         if section.installer is None:  # whose scripts it has run itself
             section = run.scripted(name, section)
-        packages = tuple(_portable(package, local) for package in section.packages)
+        packages = tuple(places.portable(package, local) for package in section.packages)
         environments[name] = section.model_copy(update={"packages": packages})
     ran |= programs.resolve(
         image,
@@ -355,7 +270,7 @@ class _Run:
         installer = distribution.locate(
             asked, self.folder, self.cache, self.progress, machine=self.image.platform.machine
         )
-        sources.fetch(_debs(debian), self.cache, offline=False, progress=self.progress)
+        sources.fetch(suite_packages.downloads(debian), self.cache, offline=False, progress=self.progress)
         files = {one.sha256: self.cache.verified(one.sha256, one.filename) for one in debian.packages}
         store = Store(self.cache.root / layers.FOLDER)
         made = distribution.tree(
@@ -400,7 +315,7 @@ class _Run:
             locked,
             self.places,
             contract=self.contract,
-            mirrored=_mirrored(self.image),
+            mirrored=places.mirrored(self.image),
             platform=self.platform,
             cache=self.cache,
             progress=self.progress,
@@ -422,7 +337,7 @@ class _Run:
                 url=one.url,
                 sha256=one.sha256,
                 size=one.size,
-                mirrors=conda.mirrors_of(one.url, _mirrored(self.image)),
+                mirrors=conda.mirrors_of(one.url, places.mirrored(self.image)),
             )
             for one in section.packages
         ]
@@ -485,130 +400,8 @@ def move_debian(
     progress: Callable[[str], None],
 ) -> tuple[DebianSection, list[suite_packages.Held]]:
     """The machine's packages with ``names`` moved, as `suite.move` does; all of them are fetched first."""
-    wanted = _debs(section)
+    wanted = suite_packages.downloads(section)
     sources.fetch(wanted, cache, offline=False, progress=progress)
     files = {one.sha256: cache.verified(one.sha256, one.name) for one in wanted}
     with resources.work_folder(cache.root / "apt", f"{section.suite}-moves", wait=progress) as work:
         return suite_packages.move(section, image.base, names, files, work=work, progress=progress)
-
-
-def fetch(
-    lock: Lock,
-    image: ImageDefinition,
-    path: Path,
-    cache: sources.Cache,
-    *,
-    offline: bool,
-    progress: Callable[[str], None],
-) -> Inputs:
-    """Bring every file of the lock into the cache and verify it, whether it was there or not.
-
-    Raises HashMismatch naming the first file whose bytes are not the lock's; LockError with
-    ``offline`` when something is missing.
-    """
-    debian = _debs(lock.debian) if lock.debian is not None else ()
-    if lock.image is not None:
-        debian = (sources.Download(name="base image", url=lock.image.url, sha256=lock.image.sha256, size=0),)
-    solved = [one for one in lock.conda.environments.values() if one.installer is None]
-    packages = {p.sha256: p for e in solved for p in e.packages}
-    installers = [e.installer for e in lock.conda.environments.values() if e.installer is not None]
-    missing_local = [p for p in packages.values() if "://" not in p.url and not cache.has(p.sha256)]
-    places = {}
-    if missing_local:
-        if offline:
-            names = ", ".join(p.filename for p in missing_local[:5])
-            raise LockError(f"--offline, and not in the cache: {names}", hint=f"conda-appliance fetch {path}")
-        places = {place.name: place.url for place in channels(image, path, cache, progress)}
-        _require_in_folders(missing_local, places, path)
-    mirrored = _mirrored(image)
-    conda_files = tuple(
-        sources.Download(
-            name=p.filename,
-            url=_absolute(p, places),
-            sha256=p.sha256,
-            size=p.size,
-            mirrors=conda.mirrors_of(p.url, mirrored),
-        )
-        for p in packages.values()
-    )
-    folder = path.resolve().parent
-    wheels = {one.sha256: one for e in lock.conda.environments.values() for one in e.wheels or ()}
-    others: list[File] = [*wheels.values(), *installers]
-    pip_files = tuple(
-        sources.Download(
-            name=one.filename,
-            url=one.url if "://" in one.url else str(folder / Path(one.url).expanduser()),
-            sha256=one.sha256,
-            size=one.size,
-        )
-        for one in others
-    )
-    wanted = (*debian, *conda_files, *pip_files)
-    sources.fetch(wanted, cache, offline=offline, progress=progress)
-    files = {one.sha256: cache.verified(one.sha256, one.name) for one in wanted}
-    return Inputs(files=files | programs.fetch(lock, folder, cache, offline=offline, progress=progress))
-
-
-def export(
-    lock: Lock,
-    image: ImageDefinition,
-    path: Path,
-    cache: sources.Cache,
-    *,
-    form: str,
-    environment: str,
-    progress: Callable[[str], None],
-) -> str:
-    """An environment of the lock as another tool's (`lockfiles.write`). Raises UsageError for one that is not there."""
-    section = lock.conda.environments.get(environment)
-    if section is None:
-        raise UsageError(
-            f"the lock has no environment {environment!r}; it has {', '.join(lock.conda.environments)}",
-            hint="name one by --environment",
-        )
-    if section.installer is not None:
-        raise UsageError(
-            f"{section.installer.filename} makes the environment {environment!r}: no other tool's lock says that",
-            hint="name another by --environment",
-        )
-    files = fetch(lock, image, path, cache, offline=False, progress=progress).files
-    places = {}
-    if any("://" not in one.url for one in section.packages):
-        places = {place.name: place.url for place in channels(image, path, cache, progress)}
-    return lockfiles.write(form, section, files, platform=lock.conda.platform, places=places)
-
-
-def _debs(section: DebianSection) -> tuple[sources.Download, ...]:
-    return tuple(
-        sources.Download(name=p.filename, url=p.url, sha256=p.sha256, size=p.size) for p in section.every
-    )
-
-
-def _require_in_folders(packages: Iterable[CondaPackage], places: Mapping[str, str], path: Path) -> None:
-    """Raise LockError naming the packages that are in their folder channels no more, or never were on this host."""
-    gone = [
-        f"{package.channel}/{package.subdir}/{package.filename}"
-        for package in packages
-        if package.channel in places
-        and not Path(unquote(urlsplit(_absolute(package, places)).path)).is_file()
-    ]
-    if gone:
-        more = f" and {len(gone) - 3} more" if len(gone) > 3 else ""
-        raise LockError(
-            f"the lock names what its channel has not got here: {', '.join(gone[:3])}{more}. A channel that a host"
-            " builds has the Debian packages of its day and the work of its own compiler",
-            hint=f"conda-appliance lock --upgrade {path}",
-        )
-
-
-def _portable(package: CondaPackage, local: Mapping[str, str]) -> CondaPackage:
-    for url, name in local.items():
-        if package.url.startswith(f"{url.rstrip('/')}/"):
-            return package.model_copy(update={"url": f"{name}{package.url[len(url.rstrip('/')) :]}"})
-    return package
-
-
-def _absolute(package: CondaPackage, places: Mapping[str, str]) -> str:
-    if "://" in package.url or package.channel not in places:
-        return package.url
-    return f"{places[package.channel].rstrip('/')}/{package.subdir}/{package.filename}"

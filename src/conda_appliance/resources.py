@@ -30,6 +30,15 @@ def shipped() -> Path:
     return installed if installed.is_dir() else _PACKAGE.parents[1]
 
 
+def project(path: Path) -> Path:
+    """The folder whose ``templates/``, ``playbooks/`` and so on go before the shipped ones.
+
+    A definition in ``images/`` belongs to the folder above it, any other to its own.
+    """
+    folder = path.resolve().parent
+    return folder.parent if folder.name == "images" else folder
+
+
 def find(relative: str, project: Path | None = None) -> Path:
     """A data file or folder such as ``templates/packer``: the project's own, else the shipped one.
 

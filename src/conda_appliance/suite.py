@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from conda_appliance import bootstrap
+from conda_appliance import bootstrap, sources
 from conda_appliance.apt import Apt, RemoteFile, Steps
 from conda_appliance.definition import Base
 from conda_appliance.lock import DebianPackage, DebianSection
@@ -115,3 +115,10 @@ def packages_of(files: Iterable[RemoteFile]) -> tuple[DebianPackage, ...]:
 def glibc_of(packages: Iterable[DebianPackage]) -> str:
     """The version of the C library, without Debian's own part of it."""
     return next(one.version for one in packages if one.name == "libc6").partition("-")[0]
+
+
+def downloads(section: DebianSection) -> tuple[sources.Download, ...]:
+    """Every package of a locked Debian, as what is to be fetched."""
+    return tuple(
+        sources.Download(name=p.filename, url=p.url, sha256=p.sha256, size=p.size) for p in section.every
+    )

@@ -11,7 +11,7 @@ import wheels_made
 from packages import Package
 from tests.conftest import Folders
 
-from conda_appliance import definition, lock, locking, payload, process, resolve, resources, sources
+from conda_appliance import definition, fetching, lock, locking, payload, process, resolve, resources, sources
 from conda_appliance.errors import UsageError
 from conda_appliance.layers import Store
 from conda_appliance.lock import Lock
@@ -113,7 +113,7 @@ def test_what_is_locked_is_linked_and_runs(place: Place) -> None:
     assert versions["python"].startswith("3.13.")
     assert not {"metal", "colorama", "never-needed", "only-tested"} & {*versions}
     assert [one.name for one in section.wheels or ()] == ["forecast"], "the rest are conda's"
-    files = resolve.fetch(
+    files = fetching.fetch(
         locked, place.image, place.path, place.cache, offline=False, progress=lambda _: None
     ).files
     store = Store(place.folder / "layers")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from conda_appliance import channel, resolve, resources, sources
+from conda_appliance import channel, places, resources, sources
 from conda_appliance.definition import load_image
 from conda_appliance.errors import LockError
 from conda_appliance.lock import CondaPackage
@@ -28,10 +28,10 @@ def test_packages_that_a_channel_has_no_more_are_named(tmp_path: Path) -> None:
     folder = tmp_path / "a channel"
     (folder / "noarch").mkdir(parents=True)
     (folder / "noarch/here-1.0-h0_0.conda").touch()
-    places = {"starter": folder.as_uri()}
-    resolve._require_in_folders([package("here")], places, Path("hello.yaml"))
+    here = {"starter": folder.as_uri()}
+    places.require_in_folders([package("here")], here, Path("hello.yaml"))
     with pytest.raises(LockError, match=r"starter/noarch/gone-1\.0-h0_0\.conda") as caught:
-        resolve._require_in_folders([package("here"), package("gone")], places, Path("hello.yaml"))
+        places.require_in_folders([package("here"), package("gone")], here, Path("hello.yaml"))
     assert caught.value.hint == "conda-appliance lock --upgrade hello.yaml"
 
 
@@ -52,6 +52,6 @@ def test_a_projects_folder_of_that_name_is_not_the_starter_channel_without_recip
     )
     (tmp_path / "channel/noarch").mkdir(parents=True)
     for _ in range(2):
-        resolve.channels(load_image(definition), definition, sources.Cache(tmp_path / "cache"), print)
+        places.channels(load_image(definition), definition, sources.Cache(tmp_path / "cache"), print)
         (tmp_path / "channel/channel.yaml").touch()
     assert built == [resources.shipped() / "channel", tmp_path / "channel"]
