@@ -40,6 +40,7 @@ vmdk         4 a raw disk → a streamOptimized vmdk
 device       3 a disk or stick: what it is, what uses it; an image written to it and read back
 definition_conda 2 the conda side of a definition: environments, channels, licences
 definition_target 2 what a definition says of that
+definition_forms 2 what a definition says of the forms that it ships as
 definition_services 2 the services of a definition, and their programs
 definition_slim 2 what a definition leaves out of its environments: parts, and the careful choice
 definition   3 YAML → ImageDefinition, DiscDefinition
