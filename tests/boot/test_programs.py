@@ -1,4 +1,7 @@
-"""A machine whose services are no packages: each kind of program, made by its own tool, started by systemd."""
+"""A machine whose services are no packages: each kind of program, made by its own tool, started by systemd.
+
+It is a Debian 12; the other boot tests' machines are Debian 13.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ MAIN = "from server import run\n\nrun()\n"
 DEFINITION = """\
 name: programs
 version: 1.0.0
-base: {debian: trixie}
+base: {debian: bookworm}
 conda:
   channels: [starter]
   frozen: true
@@ -76,6 +79,10 @@ GET = "import sys, urllib.request as u; print(u.urlopen('http://127.0.0.1:' + sy
 )
 def test_each_says_who_it_is_and_what_runs_it(host, port, said):
     assert run_python(host, GET, str(port)).stdout.strip() == said
+
+
+def test_it_is_the_debian_that_was_asked_for(host):
+    assert host.check_output(". /etc/os-release; echo $VERSION_CODENAME") == "bookworm"
 
 
 def test_they_are_roots_and_nobody_elses(host):
