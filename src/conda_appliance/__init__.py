@@ -134,8 +134,12 @@ changes      5 two locks or two results → what changed between them
 licences     7 a bill of materials → the report of licences
 osv          7 a bill of materials and a dump of OSV → known vulnerabilities
 cli_bill     11 sbom, licences, cves: their command line
+cli_definition 12 init, validate, show, schema, formats, lock, fetch: their command line
+cli_image    12 render, build, boot, ssh, check, catalog: their command line
 cli_disc     12 disc: its command line
-cli          13 verbs, exit codes
+cli_result   12 verify, diff: their command line
+cli_cache    12 cache, clean: their command line
+cli          13 all verbs, exit codes
 ============ = ========================================================================================
 """
 
