@@ -74,7 +74,7 @@ def test_the_rendered_files_are_the_expected_ones(tmp_path, version):
         for path in sorted(made.folder.rglob("*"))
         if path.is_file()
         and path.parent.name != "ssh"
-        and not {"roles", "library", "connection_plugins"} & {*path.parts}
+        and not {"roles", "action_plugins", "connection_plugins"} & {*path.parts}
     }
     golden = GOLDEN / f"packer-{'.'.join(map(str, version))}"
     if os.environ.get("UPDATE_GOLDEN"):
@@ -187,6 +187,66 @@ def test_files_are_written_once_with_their_modes(tmp_path):
     assert target.read_text() == "x\n"
     assert stat.S_IMODE(target.stat().st_mode) == 0o440
     assert [path.name for path in target.parent.iterdir()] == ["secret"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="write_files gives what it writes to root")
+def test_files_have_their_text_to_the_byte_and_are_nothing_else(tmp_path):
+    made = tree(definition(), tmp_path)
+    texts = {
+        "quotes": 'it\'s "$HOME" `id` \\n %s\n',
+        "empty": "",
+        "no end of line": "é",
+        "-n": "-n",
+        "long": "x" * 300_000,
+    }
+    for name in ("quotes", "empty"):
+        (tmp_path / name).symlink_to("/dev/null")
+    (tmp_path / "long").mkdir()
+    (tmp_path / "long/-n").write_text("-n")
+    (tmp_path / "long/-n").chmod(0o600)
+    files = [{"path": str(tmp_path / "long" / name), "content": text} for name, text in texts.items()]
+    files += [{"path": str(tmp_path / name), "content": texts[name]} for name in ("quotes", "empty")]
+    tasks = [
+        {"write_files": {"files": files}, "check_mode": True, "register": "said"},
+        {"ansible.builtin.assert": {"that": ["said.written | length == 7"]}},
+        {"ansible.builtin.stat": {"path": str(tmp_path / "long/quotes")}, "register": "found"},
+        {"ansible.builtin.assert": {"that": ["not found.stat.exists"]}},
+        {"write_files": {"files": files}, "register": "first"},
+        {"write_files": {"files": files}, "register": "second"},
+        {"ansible.builtin.assert": {"that": ["first.written == said.written", "second.written == []"]}},
+    ]
+    play(tmp_path, tasks, made)
+    for one in files:
+        assert Path(one["path"]).read_bytes() == one["content"].encode()
+        assert stat.S_IMODE(Path(one["path"]).lstat().st_mode) == 0o644
+        assert not Path(one["path"]).is_symlink()
+
+
+def test_a_script_runs_with_its_values_and_says_what_it_changed(tmp_path):
+    made = tree(definition(), tmp_path)
+    script = f'set -eu\n# {"x" * 200_000}\ncat\n[ -z "$MORE" ] || printf \'%s\\n\' "$MORE"\nexit $STATUS\n'
+
+    def task(status: int, more: str, name: str) -> dict[str, object]:
+        environment = {"MORE": more, "STATUS": str(status)}
+        return {"run_script": {"script": script}, "environment": environment, "register": name}
+
+    tasks = [
+        task(0, "", "quiet"),
+        task(0, "it's:\nchanged: /etc/motd", "loud"),
+        {**task(3, "out of order", "failed"), "ignore_errors": True},
+        {**task(0, "changed: x", "skipped"), "check_mode": True},
+        {
+            "ansible.builtin.assert": {
+                "that": [
+                    "quiet is not changed and quiet.stdout == ''",
+                    "loud is changed and loud.stdout_lines == [\"it's:\", 'changed: /etc/motd']",
+                    "failed is failed and failed.rc == 3 and failed.stdout == 'out of order\\n'",
+                    "skipped is skipped and skipped is not changed",
+                ]
+            }
+        },
+    ]
+    play(tmp_path, tasks, made)
 
 
 def test_the_definitions_files_stand_where_they_will(tmp_path):
