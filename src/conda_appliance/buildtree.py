@@ -25,7 +25,6 @@ _OF_THIS_HOST = (
     "seed.iso",
     "console.log",
     "qemu.pid",
-    "playbook/files.tar",
 )
 _FOLDERS_OF_THIS_RUN = ("ssh", "seed", "disk")
 
@@ -69,11 +68,6 @@ class BuildTree:
     def seed(self) -> Path:
         """The seed disc, made from the files in ``seed/``."""
         return self.folder / "seed.iso"
-
-    @property
-    def archive(self) -> Path:
-        """The definition's files as Ansible packs them while it runs."""
-        return self.folder / "playbook" / "files.tar"
 
     @property
     def pid_file(self) -> Path:

@@ -249,6 +249,34 @@ def test_a_script_runs_with_its_values_and_says_what_it_changed(tmp_path):
     play(tmp_path, tasks, made)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="tar gives files to root")
+def test_a_script_finds_a_folder_as_a_tar_that_goes_with_the_task(tmp_path):
+    made = tree(definition(), tmp_path)
+    sent = tmp_path / "a folder"
+    (sent / "opt").mkdir(parents=True)
+    (sent / "opt/run").write_text("#!/bin/sh\n")
+    (sent / "opt/run").chmod(0o750)
+    (sent / "opt/link").symlink_to("run")
+    os.chown(sent / "opt/run", 1000, 1000)
+    os.utime(sent / "opt/run", (1_700_000_000.5, 1_700_000_000.5))
+    listed = f'tar -tv --numeric-owner --full-time -f "$ARCHIVE"; echo "$ARCHIVE" >{tmp_path}/place'
+    tasks = [
+        {
+            "run_script": {"script": listed, "folder": str(sent)},
+            "register": "found",
+            "environment": {"TZ": "UTC"},
+        },
+        {"ansible.builtin.copy": {"dest": str(tmp_path / "listed"), "content": "{{ found.stdout }}"}},
+    ]
+    play(tmp_path, tasks, made)
+    lines = [line.split() for line in (tmp_path / "listed").read_text().splitlines()]
+    assert [line[-1] for line in lines] == ["./", "./opt/", "run", "./opt/run"]
+    assert {line[1] for line in lines} == {"0/0"}
+    assert lines[3][0] == "-rwxr-x---"
+    assert lines[3][3:5] == ["2023-11-14", "22:13:20"]
+    assert not Path((tmp_path / "place").read_text().strip()).exists()
+
+
 def test_the_definitions_files_stand_where_they_will(tmp_path):
     app = tmp_path / "app"
     (app / "__pycache__").mkdir(parents=True)

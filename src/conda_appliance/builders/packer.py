@@ -197,7 +197,6 @@ def run(tree: BuildTree, *, logs: Path, step: Step, keep_failed: bool = False) -
         finally:
             process.end(lambda: [pid for pid, name in process.carrying(BUILD).items() if name == token])
     tree.pid_file.unlink(missing_ok=True)
-    tree.archive.unlink(missing_ok=True)
     if run.returncode != 0 or run.verdict:
         raise _explain(run)
     if not tree.disk.is_file():

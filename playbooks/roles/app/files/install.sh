@@ -7,7 +7,6 @@ if ! tar --compare --file="$ARCHIVE" --directory=/ >/dev/null 2>&1; then
     tar --extract --file="$ARCHIVE" --directory=/ --preserve-permissions --no-overwrite-dir --keep-directory-symlink
     echo "changed: files"
 fi
-rm "$ARCHIVE"
 
 failed=0
 complain() {
