@@ -142,11 +142,15 @@ def test_a_medium_that_is_full_is_told(image: Path) -> None:
 def test_a_medium_that_gives_back_other_bytes_is_told_with_the_place(
     image: Path, loop: Path, tmp_path: Path
 ) -> None:
+    others = bytes(
+        255 - one for one in image.read_bytes()[1 << 20 :][:512]
+    )  # each of them: the image is random
+
     def meddle(text: str) -> None:
         if text == "flushing":
             with loop.open("r+b", buffering=0) as other:
                 other.seek(1 << 20)
-                other.write(b"other bytes" + bytes(501))
+                other.write(others)
 
     with pytest.raises(BuildError, match=rf"does not give back .*from byte {1 << 20} on"):
         device.write(image, device.examine(loop, image), meddle)
