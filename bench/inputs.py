@@ -8,6 +8,7 @@ Number N of an environment differs from the others in one small package, number 
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -186,10 +187,19 @@ class Workspace:
         words = [sys.executable, "-P", "-m", "conda_appliance.conda_child", "link"]
         script = f'"$@" <{shlex.quote(str(given))}'
         if afresh:
-            # Python's own way, on all processors. Status 1: some file is no Python (a template, a test of bad syntax).
-            python = '"$0"/bin/python -I -S -m compileall -q -j 0 "$0"/lib/python3.*/site-packages >/dev/null'
-            script += f" && {{ {python} || [ $? = 1 ]; }}"
+            modules = self.root / "inputs/modules"
+            modules.write_text("".join(f"{path}\n" for path in self._uncompiled()))
+            # Python's own way, on all processors. Status 123: a file that is no Python (a test of bad syntax, say).
+            python = f"xargs -P {os.cpu_count()} -n 500 bin/python -I -S -m compileall -q >/dev/null"
+            script += f' && cd "$0" && {{ {python} <{shlex.quote(str(modules))} || [ $? = 123 ]; }}'
         return ["sh", "-c", script, str(into), *words]
+
+    def _uncompiled(self) -> list[str]:
+        """The modules whose packages brought no byte code, as paths in the environment: those that ours compiled."""
+        records = sorted((self.tree / "opt/conda/conda-meta").glob("*.json"))
+        paths = [path for one in records for path in json.loads(one.read_text())["paths_data"]["paths"]]
+        compiled = [one["_path"] for one in paths if one["path_type"] == "pyc_file"]
+        return [path.replace("__pycache__/", "").partition(".cpython-")[0] + ".py" for path in compiled]
 
     def put(self, inputs: Inputs) -> None:
         """Give everybody this application."""
