@@ -11,6 +11,7 @@ that are missing are made with mode 0755. ::
             mode: "0644"    # the default
 """
 
+import re
 import shlex
 from typing import Any
 
@@ -53,8 +54,13 @@ class ActionModule(ActionBase):
         for file in self._task.args["files"]:
             if not {"path", "content"} <= set(file) <= {"path", "content", "mode"} or file["path"][:1] != "/":
                 raise AnsibleActionFail(f"a file has an absolute path, content and perhaps mode, not {file}")
+            mode = file.get("mode", "0644")
+            if not isinstance(mode, str) or not re.fullmatch("0?[0-7]{3,4}", mode):
+                raise AnsibleActionFail(
+                    f'the mode of {file["path"]} is octal and in quotes, such as "0644", not {mode}'
+                )
             texts[file["path"]] = file["content"]
-            words = file["path"], f"{int(file.get('mode', '0644'), 8):o}", file["content"]
+            words = file["path"], f"{int(mode, 8):o}", file["content"]
             script += f"put {shlex.join(words)}\n"
         task = self._task.copy()
         task.args, task.check_mode = {"script": script}, False

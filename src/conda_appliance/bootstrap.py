@@ -296,8 +296,9 @@ fi
 #: compiled before in the same process.
 _COMPILE = f"""set -e
 if [ -e "$1"/{_ONCE}/packages ]; then
-    chroot "$1" sh -ec 'dpkg-query --listfiles $(cat /{_ONCE}/packages)' |
-        grep -E '^/usr/lib/python3[^/]*/.*[.]py$' | LC_ALL=C sort -u | chroot "$1" xargs -r /usr/bin/py3compile
+    chroot "$1" sh -c 'dpkg-query --listfiles $(cat /{_ONCE}/packages)' >"$1"/{_ONCE}/files
+    grep -E '^/usr/lib/python3[^/]*/.*[.]py$' "$1"/{_ONCE}/files | LC_ALL=C sort -u |
+        chroot "$1" xargs -r /usr/bin/py3compile
 fi
 rm -r "$1"/{_ONCE}"""
 #: Where dpkg finds what stays out while packages are installed; gone afterwards.

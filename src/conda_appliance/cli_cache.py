@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from conda_appliance import build, cache, cli_options, log, resources
@@ -14,11 +14,7 @@ from conda_appliance.fields import parse_size
 
 def add(verbs: Any) -> None:
     """Their part of the command line."""
-
-    def verb(
-        name: str, run: Callable[[argparse.Namespace], int], brief: str, text: str
-    ) -> argparse.ArgumentParser:
-        return cli_options.parser(verbs, name, run, brief, text)
+    verb = partial(cli_options.parser, verbs)
 
     one = verb(
         "cache",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,7 @@ from conda_appliance.errors import DefinitionError, Problem, UsageError
 
 def add(verbs: Any) -> None:
     """Their part of the command line."""
-
-    def verb(
-        name: str, run: Callable[[argparse.Namespace], int], brief: str, text: str
-    ) -> argparse.ArgumentParser:
-        return cli_options.parser(verbs, name, run, brief, text)
+    verb = partial(cli_options.parser, verbs)
 
     one = verb(
         "init",

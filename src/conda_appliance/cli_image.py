@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,7 @@ from conda_appliance import batch, build, cli_options, definition, locking, sess
 
 def add(verbs: Any) -> None:
     """Their part of the command line."""
-
-    def verb(
-        name: str, run: Callable[[argparse.Namespace], int], brief: str, text: str
-    ) -> argparse.ArgumentParser:
-        return cli_options.parser(verbs, name, run, brief, text)
+    verb = partial(cli_options.parser, verbs)
 
     one = verb(
         "render",

@@ -222,6 +222,17 @@ def test_files_have_their_text_to_the_byte_and_are_nothing_else(tmp_path):
         assert not Path(one["path"]).is_symlink()
 
 
+def test_a_mode_that_yaml_took_for_a_number_is_refused(tmp_path):
+    made = tree(definition(), tmp_path)
+    files = [{"path": str(tmp_path / "x"), "content": "", "mode": 0o644}]
+    tasks = [
+        {"write_files": {"files": files}, "register": "told", "ignore_errors": True},
+        {"ansible.builtin.assert": {"that": ["told is failed and 'in quotes' in told.msg"]}},
+    ]
+    play(tmp_path, tasks, made)
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_script_runs_with_its_values_and_says_what_it_changed(tmp_path):
     made = tree(definition(), tmp_path)
     script = f'set -eu\n# {"x" * 200_000}\ncat\n[ -z "$MORE" ] || printf \'%s\\n\' "$MORE"\nexit $STATUS\n'
