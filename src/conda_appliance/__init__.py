@@ -11,6 +11,7 @@ lazy         0 loads a large library when it is first used
 fields       0 what single values of a definition may be
 prefix_check 0 checks an environment against its records; standard library only, runs on the machine too
 first_boot   0 records what post-link scripts did, on the machine too; standard library only
+unsynced     0 starts a program whose files are not written to the disk before its next step; standard library only
 trees        0 what a tree of files holds, as text that can be hashed and compared
 formats      1 all forms that an appliance ships as: one table
 overlay      0 trees laid over each other, some of which are there already → what is to be added
@@ -85,6 +86,7 @@ slim         5 linked environments → the same without some parts, with true re
 channel      5 a folder of recipes → a channel of real conda packages
 distribution 6 Miniforge, Miniconda, any installer of constructor's → the environment that it makes
 system_files 4 the settings of a machine's system, beside Debian's own
+once         4 what Debian's packages start again and again while they are configured, started once
 bootstrap    5 locked .debs → a Debian root file system
 disc         5 → an ISO 9660 disc; the only pycdlib; clock passed in
 disk         5 trees of files → a bootable raw disk: partitions, file systems, boot loaders

@@ -8,12 +8,24 @@ from __future__ import annotations
 import io
 import json
 import shlex
+import sys
 import tarfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from conda_appliance import debs, emulation, layers, process, render, resources, system_files, trees
+from conda_appliance import (
+    debs,
+    emulation,
+    layers,
+    once,
+    process,
+    render,
+    resources,
+    system_files,
+    trees,
+    unsynced,
+)
 from conda_appliance.definition import Base
 from conda_appliance.definition_slim import Part
 from conda_appliance.errors import BuildError
@@ -178,7 +190,7 @@ def _parts(section: DebianSection, base: Base, slim: Sequence[Part]) -> layers.P
             **system_files.early_files(identity_of(section), base, section.architecture),
             **system_files.late_files(section.suite, base.mirror, base.boot),
         },
-        "code": layers.code(__file__),
+        "code": layers.code(__file__, str(once.__file__)),
         **({"slim": ", ".join(slim)} if slim else {}),
     }
 
@@ -221,7 +233,7 @@ def root_tree(
     shop = work / "bootstrap"
     shop.mkdir()
     _repository(section, files, shop / "repository")
-    early = {**_STAND_INS, **system_files.early_files(identity, base, section.architecture)}
+    early = {**once.STAND_INS, **system_files.early_files(identity, base, section.architecture)}
     early_tar = _packed(early, shop / "early.tar")
     late = _packed(system_files.late_files(section.suite, base.mirror, base.boot), shop / "late.tar")
     excluding = _packed(_excluding(base, without), shop / "excluding.tar")
@@ -239,11 +251,15 @@ def root_tree(
         '--aptopt=Apt::Install-Recommends "false"',
         # debconf's questions before packages are unpacked: nobody answers, and each package asks again.
         "--aptopt=#clear DPkg::Pre-Install-Pkgs",
-        f'--aptopt=DPkg::Path "/{_ONCE}:/usr/sbin:/usr/bin:/sbin:/bin"',
+        # All are unpacked before the first is configured: dpkg reads what there is fewer times.
+        '--aptopt=APT::Immediate-Configure "false"',
+        f'--aptopt=DPkg::Path "/{once.FOLDER}:/usr/sbin:/usr/bin:/sbin:/bin"',
         # Before the initramfs is made.
+        f"--setup-hook={_RECORDS_IN_MEMORY}",
         f"--essential-hook=tar-in {early_tar} /",
-        f"--customize-hook={_COMPILE}",
+        f"--customize-hook={once.AT_ONCE}",
         f"--customize-hook={_INITRAMFS}",
+        f"--customize-hook={_RECORDS_ON_DISK}",
         f"--customize-hook=tar-in {late} /",
         *(f"--customize-hook={line}" for line in [*(_FAST if base.boot == "fast" else ()), *_FINISH]),
         section.suite,
@@ -253,7 +269,7 @@ def root_tree(
     process.run(
         # In mounts of its own, which end with it: mmdebstrap binds the host's /dev/shm and others into the tree. Were
         # it killed, whoever removes the tree would empty the host's.
-        ["unshare", "--mount", *command],
+        ["unshare", "--mount", sys.executable, "-IS", str(unsynced.__file__), *command],
         env={"SOURCE_DATE_EPOCH": str(EPOCH), "TMPDIR": str(shop), "TZ": "UTC", **_NO_INITRAMFS},
         on_line=lambda line: _tell(line, progress),
     )
@@ -273,34 +289,19 @@ for version in $versions; do
     chroot "$1" update-initramfs -c -k "$version"
     chroot "$1" linux-update-symlinks install "$version" "/boot/vmlinuz-$version"
 done"""
-#: Programs that packages start again and again while they are configured, and that need to run once: what stands in
-#: for them, first on the PATH of packages' scripts, in a folder that is gone afterwards.
-_ONCE = "var/tmp/conda-appliance-once"
-_STAND_INS = {
-    # dh_python3(1) has each package's postinst say `py3compile -p PACKAGE`; _COMPILE does it for all of them.
-    f"{_ONCE}/py3compile": f"""\
-#!/bin/sh
-if [ $# = 2 ] && [ "$1" = -p ]; then
-    echo "$2" >>/{_ONCE}/packages
-else
-    exec /usr/bin/py3compile "$@"
-fi
-""",
-    # ca-certificates' postinst runs it without its hooks, and then sets off a trigger that runs it with them.
-    f"{_ONCE}/update-ca-certificates": """\
-#!/bin/sh
-[ "$*" = "--hooksdir " ] || exec /usr/sbin/update-ca-certificates "$@"
-""",
-}
-#: What py3compile compiles of each package: its modules for any program. Sorted, since byte code depends on what was
-#: compiled before in the same process.
-_COMPILE = f"""set -e
-if [ -e "$1"/{_ONCE}/packages ]; then
-    chroot "$1" sh -c 'dpkg-query --listfiles $(cat /{_ONCE}/packages)' >"$1"/{_ONCE}/files
-    grep -E '^/usr/lib/python3[^/]*/.*[.]py$' "$1"/{_ONCE}/files | LC_ALL=C sort -u |
-        chroot "$1" xargs -r /usr/bin/py3compile
-fi
-rm -r "$1"/{_ONCE}"""
+#: dpkg's records, of which it makes and removes thousands of files, are in memory until all is installed: ext4 passes
+#: by each inode that was freed lately whenever it looks for a free one. What is mounted ends with mmdebstrap.
+_RECORDS_IN_MEMORY = """set -e
+mkdir "$1"/var/lib/dpkg.memory
+mount -t tmpfs -o mode=0755 tmpfs "$1"/var/lib/dpkg.memory
+cp -a "$1"/var/lib/dpkg/. "$1"/var/lib/dpkg.memory
+mount --move "$1"/var/lib/dpkg.memory "$1"/var/lib/dpkg
+rmdir "$1"/var/lib/dpkg.memory"""
+_RECORDS_ON_DISK = """set -e
+cp -a "$1"/var/lib/dpkg "$1"/var/lib/dpkg.disk
+umount "$1"/var/lib/dpkg
+rm -r "$1"/var/lib/dpkg
+mv "$1"/var/lib/dpkg.disk "$1"/var/lib/dpkg"""
 #: Where dpkg finds what stays out while packages are installed; gone afterwards.
 _EXCLUDES = "etc/dpkg/dpkg.cfg.d/conda-appliance-excludes"
 #: The first packages are unpacked without dpkg: what stays out is removed from what they brought, folders that are

@@ -171,6 +171,30 @@ def test_every_authority_that_debian_trusts_is_trusted(made: Made) -> None:
     assert len(by_hash) == len(shipped)
 
 
+def test_what_debians_packages_enable_is_enabled_and_recorded(made: Made) -> None:
+    """All at the end, where Debian has each package start a program for each unit (deb-systemd-helper(1))."""
+    tree = made.debian.system.path
+    recorded = tree / "var/lib/systemd/deb-systemd-helper-enabled"
+    links = {
+        path.name.removesuffix(".dsh-also"): path.read_text().split() for path in recorded.glob("*.dsh-also")
+    }
+    for unit in ("ssh.service", "cloud-final.service", "fstrim.timer", "dpkg-db-backup.timer"):
+        assert links[unit]
+        for link in links[unit]:
+            assert (tree / link[1:]).is_symlink(), link
+            assert (recorded / link.removeprefix("/etc/systemd/system/")).exists(), link
+    users = tree / "var/lib/systemd/deb-systemd-user-helper-enabled"
+    assert [path.name for path in users.glob("*.dsh-also")] == ["ssh-agent.socket.dsh-also"]
+
+
+def test_dpkgs_records_are_whole(made: Made) -> None:
+    """They were in memory while it worked."""
+    root = made.debian.system.path
+    said = process.run(["dpkg", f"--root={root}", "--audit"])
+    assert said.stdout == ""
+    assert "ssh" in process.run(["dpkg", f"--root={root}", "--listfiles", "openssh-server"]).stdout
+
+
 def test_what_stood_in_while_packages_were_configured_is_gone(made: Made) -> None:
     assert made.names("/var/tmp") == set()
 
