@@ -48,6 +48,10 @@ class Inputs:
     application: int
 
 
+#: Seconds for which ext4 passes by the inode of a removed file that is on the disk (RECENTCY_MIN in fs/ext4/ialloc.c).
+_RECENTLY = 60
+
+
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     """How ours makes the machine: the definition's ``disk`` and ``formats`` beside what bench.yaml says."""
@@ -76,9 +80,13 @@ class Workspace:
                 path.rename(away / str(time.time_ns()))
 
     def tidy(self) -> None:
-        """Remove what was put away."""
-        for path in [self.root / "state/away", *self.root.glob("state/*/away")]:
+        """Remove what was put away, and wait until ext4 no longer minds it."""
+        away = [path for path in (self.root / "state/away", *self.root.glob("state/*/away")) if path.exists()]
+        for path in away:
             resources.remove(path)
+        if away:
+            os.sync()
+            time.sleep(_RECENTLY + 1)
 
     def next_number(self) -> int:
         """A number that no run in this workspace has had: what was made once may be in somebody's cache."""
