@@ -102,9 +102,9 @@ def build(
     """One definition → one image, booted and checked: of ``platform``, else that of ``locked`` or the first.
 
     ``explain`` tells of everything that has to be made what made it new. ``locked`` goes before the definition's own
-    lock, and ``store`` before the cache's layers. ``label`` marks what is said. Raises LockError for a stale lock,
-    ToolMissing before any work, BuildError, CheckFailed. Whatever it raises, the last good result stays, and what was
-    kept of this one is said.
+    lock, and ``store`` before the cache's layers; whoever gives it lets go of it. ``label`` marks what is said. Raises
+    LockError for a stale lock, ToolMissing before any work, BuildError, CheckFailed. Whatever it raises, the last good
+    result stays, and what was kept of this one is said.
     """
     started = time.monotonic()
     image, locked = locking.read(path, builder, locked, platform)
@@ -124,8 +124,8 @@ def build(
         results.partial(home, build_id, keep_failed) as work,
     ):
         inputs = locking.bring(image, locked, path, blobs, offline=offline)
-        store = store or layers.Store(blobs.root / layers.FOLDER, explain=explain)
-        job = job_for(image, locked, path, build_id, store, inputs, keep_failed=keep_failed)
+        kept = store or layers.Store(blobs.root / layers.FOLDER, explain=explain, once=True)
+        job = job_for(image, locked, path, build_id, kept, inputs, keep_failed=keep_failed)
         used: dict[str, str] = {}
         disk = bootable = None
         if any(map(formats.is_disk, image.formats)):
@@ -169,8 +169,9 @@ def build(
         manifest.write(written, work)
         results.publish(work, final, link=_link(path, image))
         catalog.refresh(home)
-    store.release()
-    store.keep_within()
+    if store is None:
+        kept.release()
+        kept.keep_within()
     log.info(f"{image.name} {image.version} is ready, {time.monotonic() - started:.0f} s in all:")
     for line in manifest.summary(written, final, {} if label else written.steps):
         log.info(line)

@@ -6,6 +6,7 @@ five writes. The same trees, size and identity give the same bytes.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
@@ -326,9 +327,14 @@ class E2fsprogs:
 
     def version(self) -> tuple[int, ...]:
         """Theirs, e.g. (1, 47, 2)."""
-        said = process.run([*self.command("mke2fs"), "-V"], check=False).stderr
-        found = re.search(r"mke2fs (\d+)\.(\d+)(?:\.(\d+))?", said)
-        return tuple(int(part or 0) for part in found.groups()) if found else (0,)
+        return _version(tuple(map(str, self.command("mke2fs"))))
+
+
+@functools.cache
+def _version(mke2fs: tuple[str, ...]) -> tuple[int, ...]:
+    said = process.run([*mke2fs, "-V"], check=False).stderr
+    found = re.search(r"mke2fs (\d+)\.(\d+)(?:\.(\d+))?", said)
+    return tuple(int(part or 0) for part in found.groups()) if found else (0,)
 
 
 # --- environments in a partition of their own --------------------------------------------------------

@@ -15,9 +15,10 @@ sorted, after a comment and before the line ``# end``. In a path or target a new
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from conda_appliance import resources, trees
@@ -57,7 +58,7 @@ def text(image: ImageDefinition, linked: Layer, files: Path) -> str:
         added = (*_ADDED, *_STAMP) if image.disk.layout == "split" else _ADDED
         said += [f"any {prefix}/{name}" for name in added if not (linked.path / prefix[1:] / name).is_dir()]
         said += [f"any {path}/EXTERNALLY-MANAGED" for path in _stdlibs(linked.path, prefix)]
-        lines.update(_environment(linked, prefix, prefixes))
+        lines.update(_environment(linked, prefix, tuple(prefixes)))
     for path, about in _files(files, prefixes):
         if about != "folder" or path not in lines:
             lines[path] = about
@@ -88,27 +89,29 @@ def _stdlibs(root: Path, prefix: str) -> Iterator[str]:
         yield f"{prefix}/lib/{path.name}"
 
 
-def _environment(linked: Layer, prefix: str, prefixes: list[str]) -> Iterator[tuple[str, str]]:
+@functools.cache  # machines of one run that have the same environments, and other applications
+def _environment(linked: Layer, prefix: str, prefixes: tuple[str, ...]) -> Mapping[str, str]:
     """Every path of one environment; those of others inside it are theirs."""
     inside = prefix[1:]
     others = tuple(f"{one[1:]}/" for one in prefixes if one.startswith(f"{prefix}/"))
+    found = {}
     for path, about in linked.listing().items():
         if not path.startswith(f"{inside}/") or path.startswith(others):
             continue
         place = f"{linked.path}/{path}"
         kind, mode = about.split(" ", 2)[:2]
-        if (
-            path.removeprefix(f"{inside}/") in _ADDED
-        ):  # an installer's settings, which the machine's replace, too
+        # An installer's settings, too: the machine's replace them.
+        if path.removeprefix(f"{inside}/") in _ADDED:
             continue
         # All of it is root's on the machine, whoever linked it here.
         if kind == "link":
-            yield f"/{path}", f"link 0:0 {_target(place)}"
+            found[f"/{path}"] = f"link 0:0 {_target(place)}"
         elif kind == "file":
             digest = about.partition(" sha256:")[2][:64] or resources.sha256_of(Path(place))
-            yield f"/{path}", f"file {int(mode, 8):o} 0:0 {digest}"
+            found[f"/{path}"] = f"file {int(mode, 8):o} 0:0 {digest}"
         elif kind == "folder":
-            yield f"/{path}", f"folder {int(mode, 8):o} 0:0"
+            found[f"/{path}"] = f"folder {int(mode, 8):o} 0:0"
+    return found
 
 
 def _files(files: Path, prefixes: list[str]) -> Iterator[tuple[str, str]]:

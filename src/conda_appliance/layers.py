@@ -2,8 +2,8 @@
 
 A layer is a folder ``layers/KIND/KEY/`` of the cache. It holds the content (a file or a tree), ``layer.json`` (what
 decided it, and its SHA-256), ``seen``, by which an unchanged content is known again without reading it, and
-``users``, who used it when. It appears in one step, is verified whenever it is used, and is held while it is used, so
-that nobody prunes it.
+``users``, who used it when. It appears in one step, is verified when a run first uses it, and is held while it is used,
+so that nobody prunes it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from conda_appliance import direct, log, resources, trees
+from conda_appliance import direct, log, overlay, resources, trees
 from conda_appliance.errors import HashMismatch
 
 #: What decides a layer: the name of an input → its digest, or its own parts by name.
@@ -64,9 +65,18 @@ class Layer:
     #: What it holds, as it was when it was verified or made.
     paths: trees.Paths = field(default=(), repr=False, compare=False)
 
-    def listing(self) -> dict[str, str]:
+    def listing(self) -> Mapping[str, str]:
         """The content, path by path (`trees.listing`)."""
+        return self._listed
+
+    @cached_property
+    def _listed(self) -> Mapping[str, str]:
         return trees.load((self.path.parent / _SUMS).read_text(encoding="utf-8"))
+
+    @cached_property
+    def seen(self) -> overlay.Seen:
+        """What it holds, for those who lay it over others."""
+        return overlay.Seen.of(self.paths, self.listing())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,11 +137,16 @@ def _short(value: object) -> str:
 
 @dataclass
 class Store:
-    """The layers of a cache. ``explain`` tells, for each layer that has to be made, every input that changed."""
+    """The layers of a cache. ``explain`` tells, for each layer that has to be made, every input that changed.
+
+    With ``once``, what was verified or made is not verified again until `release`: one run uses a layer many times.
+    """
 
     root: Path
     explain: bool = False
+    once: bool = False
     _held: list[int] = field(default_factory=list)
+    _known: dict[Path, Layer] = field(default_factory=dict)
 
     def get(
         self,
@@ -196,7 +211,8 @@ class Store:
             self._hold(folder)
             if like is not None:  # shared files have one name more now, which changes their ctime
                 resources.write(like.path.parent / _SEEN, trees.seen(shared))
-        return Layer(
+                self._know(replace(like, paths=shared))
+        made = Layer(
             kind=kind,
             key=key,
             path=folder / name,
@@ -206,6 +222,8 @@ class Store:
             why=tuple(why),
             paths=paths,
         )
+        self._know(made)
+        return made
 
     def before(
         self, kind: str, subject: str, same: Parts, *, name: str = "tree"
@@ -237,9 +255,11 @@ class Store:
         self, kind: str, key: str, folder: Path, name: str, damage: Callable[[Path], str] | None
     ) -> Layer | None:
         """The layer if it is there; held, and its content verified."""
-        if not self._hold(folder):
-            return None
         with _LOCKS.setdefault(folder, threading.Lock()):
+            if (known := self._known.get(folder / name)) is not None:
+                return known
+            if not self._hold(folder):
+                return None
             about = _read(folder)
             if about is None or not (folder / name).exists():
                 return None
@@ -249,16 +269,22 @@ class Store:
                 paths = trees.all_of(folder / name)
                 if not _untouched(folder, paths):
                     return None
-        os.utime(folder / _ABOUT)
-        return Layer(
-            kind=kind,
-            key=key,
-            path=folder / name,
-            sha256=about["sha256"],
-            size=about["size"],
-            made=False,
-            paths=paths,
-        )
+            os.utime(folder / _ABOUT)
+            found = Layer(
+                kind=kind,
+                key=key,
+                path=folder / name,
+                sha256=about["sha256"],
+                size=about["size"],
+                made=False,
+                paths=paths,
+            )
+            self._know(found)
+            return found
+
+    def _know(self, layer: Layer) -> None:
+        if self.once:
+            self._known[layer.path] = replace(layer, made=False, why=())
 
     def _hold(self, folder: Path) -> bool:
         """Keep a layer from being pruned while this process lives (a shared flock(2) on its record)."""
@@ -272,6 +298,7 @@ class Store:
 
     def release(self) -> None:
         """Let go of all layers that were used."""
+        self._known.clear()
         while self._held:
             os.close(self._held.pop())
 

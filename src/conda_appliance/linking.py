@@ -66,16 +66,16 @@ def link(
     )
     install = partial(_install, packages, archives, prefix=prefix, into=into, work=work, platform=platform)
     try:
-        kept = _follow(made, before) if before is not None else frozenset[str]()
+        kept, shared = _follow(made, before) if before is not None else (frozenset[str](), set[str]())
         install(kept)
         if kept and (into / "__clobbers__").exists():
             # Which package's file is used follows from the order of linking: only a new environment has that.
             resources.remove(into)
-            kept = frozenset()
+            kept, shared = frozenset(), set()
             install(kept)
         _refuse_scripts(into, scripted)
         _warn_of_clashes(into)
-        _normalise(made, kept)
+        _normalise(made, kept, shared)
         if findings := prefix_check.check(into, unread=kept, sums=sums):
             raise BuildError(
                 f"the environment for {prefix} differs from its packages' own records: {trees.some(findings)}",
@@ -281,8 +281,8 @@ def _warn_of_clashes(into: Path) -> None:
         )
 
 
-def _follow(made: _Linked, before: Before) -> frozenset[str]:
-    """Begin with what stays of the environment ``before``; returns the names of the packages that do.
+def _follow(made: _Linked, before: Before) -> tuple[frozenset[str], set[str]]:
+    """Begin with what stays of the environment ``before``; returns the packages that do, and the files, by name.
 
     Nothing stays where Python itself changed (all byte code and paths of packages follow it) or where packages
     brought the same file.
@@ -291,21 +291,23 @@ def _follow(made: _Linked, before: Before) -> frozenset[str]:
     stay = {name for name, sha256 in before.packages.items() if wanted.get(name) == sha256}
     same_python = before.packages.get("python") == wanted.get("python")
     if not stay or not same_python or (before.folder / "__clobbers__").exists():
-        return frozenset()
+        return frozenset(), set()
     gone = {
         entry["_path"]
         for record in prefix_check.records(before.folder)
         if record["name"] not in stay
         for entry in (*record["paths_data"]["paths"], {"_path": f"conda-meta/{record['_file']}"})
     }
-    _share(os.fspath(before.folder), os.fspath(made.into), gone, "")
-    return frozenset(stay)
+    shared: set[str] = set()
+    _share(os.fspath(before.folder), os.fspath(made.into), gone, "", shared)
+    return frozenset(stay), shared
 
 
-def _share(folder: str, to: str, gone: Set[str], at: str) -> bool:
+def _share(folder: str, to: str, gone: Set[str], at: str, shared: set[str]) -> bool:
     """Give everything in ``folder`` but ``gone`` a second name in the new folder ``to``; whether there was any.
 
-    Records are copied, as conda's tools may write to them. Environments in ``envs/`` are left out.
+    Records are copied, as conda's tools may write to them; the rest is added to ``shared``. Environments in ``envs/``
+    are left out.
     """
     os.makedirs(to)  # noqa: PTH103 (this is done for every file: pathlib would double what it costs)
     found = False
@@ -315,20 +317,24 @@ def _share(folder: str, to: str, gone: Set[str], at: str) -> bool:
             if entry.is_dir(follow_symlinks=False):
                 if at == "envs/" and Path(entry.path, "conda-meta").is_dir():
                     continue
-                found = _share(entry.path, f"{to}/{entry.name}", gone, path + "/") or found
+                found = _share(entry.path, f"{to}/{entry.name}", gone, path + "/", shared) or found
             elif path not in gone:
                 found = True
                 if at == "conda-meta/":
                     shutil.copy2(entry.path, f"{to}/{entry.name}")
                 else:
                     os.link(entry.path, f"{to}/{entry.name}", follow_symlinks=False)
+                    shared.add(path)
     if not found:
         Path(to).rmdir()
     return found
 
 
-def _normalise(made: _Linked, kept: Set[str], *, cmd: str = "") -> None:
-    """Make the tree say nothing of this host, this moment and rattler's ways; the packages ``kept`` already are so."""
+def _normalise(made: _Linked, kept: Set[str], shared: Set[str] = frozenset(), *, cmd: str = "") -> None:
+    """Make the tree say nothing of this host, this moment and rattler's ways.
+
+    The packages ``kept`` already are so, and the files ``shared``.
+    """
     into, meta = made.into, made.into / "conda-meta"
     records = {package.name: _read_record(meta, package) for package in made.packages}
     (into / "CACHEDIR.TAG").unlink(missing_ok=True)  # or backup programs would skip the environment
@@ -347,7 +353,7 @@ def _normalise(made: _Linked, kept: Set[str], *, cmd: str = "") -> None:
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         _replace(meta / _record_name(package), text)
     _replace(meta / "history", _history(made.packages, made.specs, made.epoch, cmd))
-    trees.settle(into, made.epoch)
+    trees.settle(into, made.epoch, shared)
 
 
 def _record_name(package: CondaPackage) -> str:

@@ -7,9 +7,10 @@ folders are merged, a device 0,0 hides a name, and an opaque folder hides what l
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,6 +52,30 @@ class Additions:
     names: Mapping[tuple[int, int], int]
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What is in a tree that stays as it is: the names in each folder with their lstat (a folder's path ends in ``/``).
+
+    ``attributed`` are the paths that have extended attributes.
+    """
+
+    inside: Mapping[str, Sequence[tuple[str, os.stat_result]]]
+    attributed: frozenset[str]
+
+    @classmethod
+    def of(cls, paths: Iterable[tuple[str, os.stat_result]], listed: Mapping[str, str]) -> Seen:
+        """As `trees.all_of` and `trees.listing` have it."""
+        inside: dict[str, list[tuple[str, os.stat_result]]] = {}
+        for path, about in paths:
+            folder, slash, name = path.rpartition("/")
+            if path != ".":
+                inside.setdefault(folder + slash, []).append((name, about))
+        named = re.compile(r" (?:security|system|trusted|user)\.[^ =]+=[0-9a-f]*(?: |$)")
+        return cls(
+            inside, frozenset(path for path, about in listed.items() if "=" in about and named.search(about))
+        )
+
+
 class CannotAdd(Exception):
     """The trees cannot be added one by one: something in them is no file, folder or link, or has more than a mode."""
 
@@ -59,6 +84,7 @@ class CannotAdd(Exception):
 class _Merge:
     trees: Sequence[str]
     held: frozenset[int]
+    seen: Sequence[Seen | None]
     removed: list[Removed] = field(default_factory=list)
     found: list[Added] = field(default_factory=list)
     twins: dict[tuple[int, int], str] = field(default_factory=dict)
@@ -70,9 +96,8 @@ class _Merge:
             return
         entries: dict[str, list[tuple[int, os.stat_result]]] = {}
         for number in layers:
-            with os.scandir(f"{self.trees[number]}/{at}") as inside:
-                for entry in inside:
-                    entries.setdefault(entry.name, []).append((number, entry.stat(follow_symlinks=False)))
+            for name, about in self._inside(number, at):
+                entries.setdefault(name, []).append((number, about))
         below = []
         for name in sorted(entries):
             path = at + name
@@ -80,6 +105,19 @@ class _Merge:
                 below.append((f"{path}/", inner))
         for path, inner in below:
             self.folder(path, inner)
+
+    def _inside(self, number: int, at: str) -> Sequence[tuple[str, os.stat_result]]:
+        """What the folder ``at`` of a tree holds."""
+        if (seen := self.seen[number]) is not None:
+            return seen.inside.get(at, ())
+        with os.scandir(f"{self.trees[number]}/{at}") as inside:
+            return [(entry.name, entry.stat(follow_symlinks=False)) for entry in inside]
+
+    def attributes(self, number: int, path: str) -> list[str]:
+        """The names of the extended attributes of what a tree has at ``path``."""
+        if (seen := self.seen[number]) is not None and path not in seen.attributed:
+            return []
+        return _attributes(f"{self.trees[number]}/{path}")
 
     def _entry(self, path: str, seen: Sequence[tuple[int, os.stat_result]]) -> list[int]:
         """Take the uppermost of what has one name, and return the trees whose folders are merged there."""
@@ -105,7 +143,7 @@ class _Merge:
             is_folder = stat.S_ISDIR(about.st_mode)
             if is_folder:
                 found.append(number)
-            if not is_folder or _is_opaque(f"{self.trees[number]}/{path}"):
+            if not is_folder or any(name in _OPAQUE for name in self.attributes(number, path)):
                 for one, there in seen[place + 1 :] if number not in self.held else ():
                     if one in self.held and stat.S_ISDIR(there.st_mode):
                         self._empty(path)  # the file system has what is hidden now
@@ -142,16 +180,19 @@ class _Merge:
                 self.removed.append(Removed(f"{path}/{name}", folder=is_folder))
 
 
-def additions(trees: Sequence[Path], held: frozenset[int]) -> Additions:
+def additions(
+    trees: Sequence[Path], held: frozenset[int], seen: Mapping[Path, Seen] | None = None
+) -> Additions:
     """What the file system that holds the trees whose numbers are ``held`` needs to hold all of ``trees``.
 
-    They are the uppermost first. Raises CannotAdd for a device or a pipe, for extended attributes, and where a folder
-    is hidden and the file system holds several trees.
+    They are the uppermost first; those that are in ``seen`` are not looked into again. Raises CannotAdd for a device or
+    a pipe, for extended attributes, and where a folder is hidden and the file system holds several trees.
     """
-    merge = _Merge(trees=[os.fspath(tree) for tree in trees], held=held)
+    known = [(seen or {}).get(tree) for tree in trees]
+    merge = _Merge(trees=[os.fspath(tree) for tree in trees], held=held, seen=known)
     merge.folder("", range(len(trees)))
     for one in merge.found:
-        if any(name not in _OPAQUE for name in _attributes(f"{merge.trees[one.tree]}/{one.path}")):
+        if any(name not in _OPAQUE for name in merge.attributes(one.tree, one.path)):
             raise CannotAdd(one.path)
     return Additions(removed=merge.removed, paths=merge.found, names=merge.names)
 
@@ -202,10 +243,6 @@ def parted(found: Additions, first: Callable[[Added], bool]) -> tuple[Additions,
 def _is_hidden(about: os.stat_result) -> bool:
     """Whether this is overlayfs's word for: nothing is here."""
     return stat.S_ISCHR(about.st_mode) and about.st_rdev == 0
-
-
-def _is_opaque(folder: str) -> bool:
-    return any(name in _OPAQUE for name in _attributes(folder))
 
 
 def _attributes(path: str) -> list[str]:

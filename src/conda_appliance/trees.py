@@ -12,7 +12,7 @@ import operator
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
 #: Every path of a tree by its name from its root, sorted, with its lstat.
@@ -233,11 +233,27 @@ def set_times(root: Path, epoch: int, *, newer_only: bool = False) -> None:
             os.utime(root / path, (epoch, epoch), follow_symlinks=False)
 
 
-def settle(folder: Path, epoch: int) -> None:
-    """Give everything below ``folder``, and itself, its plain mode and one time."""
-    for path, about in reversed(list(walk(folder))):  # a folder after what it holds
-        mode = 0o755 if stat.S_ISDIR(about.st_mode) or about.st_mode & 0o100 else 0o644
-        if not stat.S_ISLNK(about.st_mode) and stat.S_IMODE(about.st_mode) != mode:
-            (folder / path).chmod(mode)
-        if about.st_mtime_ns != epoch * 10**9:
-            os.utime(folder / path, (epoch, epoch), follow_symlinks=False)
+def settle(folder: Path, epoch: int, settled: Set[str] = frozenset()) -> None:
+    """Give everything below ``folder``, and itself, its plain mode and one time.
+
+    The files ``settled`` have them already: names from the folder on.
+    """
+    _settle(os.fspath(folder), "", epoch, settled)
+
+
+def _settle(folder: str, at: str, epoch: int, settled: Set[str]) -> None:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                _settle(entry.path, f"{at}{entry.name}/", epoch, settled)
+            elif at + entry.name not in settled:
+                _settle_one(entry.path, entry.stat(follow_symlinks=False), epoch)
+    _settle_one(folder, os.lstat(folder), epoch)  # a folder after what it holds
+
+
+def _settle_one(path: str, about: os.stat_result, epoch: int) -> None:
+    mode = 0o755 if stat.S_ISDIR(about.st_mode) or about.st_mode & 0o100 else 0o644
+    if not stat.S_ISLNK(about.st_mode) and stat.S_IMODE(about.st_mode) != mode:
+        os.chmod(path, mode)  # noqa: PTH101 (of every file: pathlib would double what it costs)
+    if about.st_mtime_ns != epoch * 10**9:
+        os.utime(path, (epoch, epoch), follow_symlinks=False)

@@ -136,6 +136,7 @@ def rebuild(image: str, *, out: Path, offline: bool, platform: str | None = None
         )
     target = out.resolve() / parsed.name
     with resources.work_folder(target, ".rebuild") as work:
+        store = layers.Store(work / "layers", once=True)
         made = build.build(
             path,
             out=work / "out",
@@ -143,8 +144,9 @@ def rebuild(image: str, *, out: Path, offline: bool, platform: str | None = None
             offline=offline,
             check=False,
             locked=locked,
-            store=layers.Store(work / "layers"),
+            store=store,
         )
+        store.release()
         again = {record.format: record for record in made.manifest.artifacts}
         for record in written.artifacts:
             if again[record.format].sha256 != record.sha256:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from conda_appliance import ext4script, overlay
-from conda_appliance.overlay import CannotAdd, additions
+from conda_appliance import trees as listed
+from conda_appliance.overlay import Additions, CannotAdd, Seen
 
 EPOCH = 1_577_836_800
 
@@ -26,6 +27,20 @@ def tree(root: Path, **content: str) -> Path:
             path.chmod(0o755 if path.is_dir() else 0o644)
         os.utime(path, (EPOCH, EPOCH), follow_symlinks=False)
     return root
+
+
+def additions(trees: list[Path], held: frozenset[int]) -> Additions:
+    """What is to be added is the same, whether the trees are looked into now or were before."""
+    before = {one: (listed.listing(one), listed.all_of(one)) for one in trees}
+    seen = {one: Seen.of(found, said) for one, (said, found) in before.items()}
+    try:
+        found = overlay.additions(trees, held)
+    except CannotAdd as error:
+        with pytest.raises(CannotAdd, match=str(error)):
+            overlay.additions(trees, held, seen)
+        raise
+    assert overlay.additions(trees, held, seen) == found
+    return found
 
 
 def paths(trees: list[Path], *held: int) -> list[str]:
@@ -165,6 +180,15 @@ def test_pipes_cannot_be_added(tmp_path: Path) -> None:
     above, below = tree(tmp_path / "above", opt__x=""), tree(tmp_path / "below", etc__passwd="")
     os.mkfifo(above / "opt/pipe")
     with pytest.raises(CannotAdd, match="opt/pipe"):
+        additions([above, below], frozenset({1}))
+
+
+def test_what_has_extended_attributes_cannot_be_added(tmp_path: Path) -> None:
+    above, below = tree(tmp_path / "above", opt__x="user.a=b"), tree(tmp_path / "below", etc__passwd="")
+    (above / "opt/link").symlink_to("somewhere=else")
+    assert paths([above, below], 1) == ["opt", "opt/link", "opt/x"]
+    os.setxattr(above / "opt/x", "user.made", b"by hand")
+    with pytest.raises(CannotAdd, match="opt/x"):
         additions([above, below], frozenset({1}))
 
 

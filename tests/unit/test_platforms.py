@@ -111,7 +111,7 @@ def test_a_build_makes_an_image_of_each_platform(tmp_path: Path, monkeypatch: py
     image = load(tmp_path, GOOD + BOTH)
     asked: list[tuple[str, str]] = []
 
-    def build(_path: Path, *, platform: str, label: str = "") -> UsageError:
+    def build(_path: Path, *, platform: str, label: str = "", **_options: object) -> UsageError:
         asked.append((platform, label))
         raise UsageError("not here")
 

@@ -314,6 +314,35 @@ def test_a_damaged_layer_is_named_set_aside_and_made_anew(store: Store, how: str
     assert (again.made, again.sha256, again.path) == (True, made.sha256, made.path)
 
 
+def test_one_run_verifies_a_layer_once(store: Store) -> None:
+    """An image, its bill of materials and twenty others like it ask for the same system."""
+    store.once = True
+    made = store.get("system", PARTS, Maker())
+    flip(made.path)
+    for _ in range(2):
+        found = store.get("system", PARTS, Maker())
+        assert (found.path, found.sha256, found.made) == (made.path, made.sha256, False)
+    store.release()
+    with pytest.raises(HashMismatch):
+        store.get("system", PARTS, Maker())
+
+
+def test_a_layer_that_shares_files_is_known_as_it_is_now(store: Store) -> None:
+    """Each name more that a file gets changes what the file system says of it (its ctime)."""
+    store.once = True
+    first = store.get("environment", {"number": "1"}, Maker())
+
+    def share(to: Path, _work: Path) -> None:
+        to.mkdir()
+        (to / "file").hardlink_to(first.path / "etc/file")
+
+    for number in ("2", "3"):
+        store.get("environment", {"number": number}, share, like=store.find("environment", {"number": "1"}))
+    store.release()
+    assert store.find("environment", {"number": "1"}) is not None
+    assert layers._untouched(first.path.parent, trees.all_of(first.path)), "it need not be read"
+
+
 def test_many_damaged_files_are_counted(store: Store) -> None:
     made = store.get("system", PARTS, Maker())
     for number in range(20):

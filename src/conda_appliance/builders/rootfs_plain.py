@@ -167,8 +167,11 @@ class _Plain:
 
     def _additions(self, common: Sequence[Layer]) -> Additions:
         held = {one.path for one in common}
+        parts = self.parts
         return overlay.additions(
-            self.stack, frozenset(number for number, path in enumerate(self.stack) if path in held)
+            self.stack,
+            frozenset(number for number, path in enumerate(self.stack) if path in held),
+            {one.path: one.seen for one in (*parts.changes(), parts.linked, parts.system)},
         )
 
     def _begin(self, to: Path, trees: Sequence[Path], work: Path) -> None:
