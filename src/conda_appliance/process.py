@@ -479,13 +479,15 @@ def end(which: Callable[[], Sequence[int]], *, patience: float = 10.0) -> list[i
 
     Returns the process ids it found first.
     """
-    ended = list(which())
+    ended = found = list(which())
     for number in (signal.SIGTERM, signal.SIGKILL):
-        for pid in which():
+        if not found:  # as most of the time: each look is one at all that runs here
+            break
+        for pid in found:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, number)
         deadline = time.monotonic() + patience
-        while which() and time.monotonic() < deadline:
+        while (found := list(which())) and time.monotonic() < deadline:
             time.sleep(0.05)
     return ended
 
