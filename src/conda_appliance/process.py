@@ -81,8 +81,10 @@ _FOR_NETWORK = re.compile(r"NETRC|(UV|PIP|TWINE)_.*(PASSWORD|USERNAME|TOKEN)|ANA
 #: Python takes two or three times as long to start.
 _EMULATED = {} if os.uname().machine == "aarch64" else {"QEMU_CPU": "max,pauth-impdef=on"}
 
-#: The line in which a program says that a disk is full: strerror(ENOSPC), and apt's own words.
-_FULL = re.compile(r"^.*(?:No space left on device|enough free space).*$", re.MULTILINE)
+#: The line in which a program says that a disk is full: strerror(ENOSPC), and apt's and GNU tar's own words.
+_FULL = re.compile(
+    r"^.*(?:No space left on device|enough free space|Wrote only \d+ of \d+ bytes).*$", re.MULTILINE
+)
 
 _T = TypeVar("_T")
 

@@ -133,7 +133,12 @@ def test_a_build_that_needs_no_network_loads_no_library_for_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "said", ["tar: root: Cannot write: No space left on device", "E: You don't have enough free space in /x."]
+    "said",
+    [
+        "tar: root: Cannot write: No space left on device",
+        "tar: ./usr/lib/libm.so.6: Wrote only 1024 of 10240 bytes",
+        "E: You don't have enough free space in /x.",
+    ],
 )
 def test_a_full_disk_is_said_in_one_line_with_what_to_do(said: str) -> None:
     with pytest.raises(CommandFailed) as caught:
