@@ -36,6 +36,7 @@ _METHOD = """\
 
 - Each peer runs directly before or directly after ours, in turn; a **ratio** is ours over the peer's CPU seconds in
   one such pair, and the table has the median of them. Other columns are medians of all runs. Below 1, ours took less.
+  Ours runs once before all that, unmeasured: nobody's figures are of the run that finds nothing in the page cache.
 - **CPU**: user and system seconds of the whole process tree, double-forked children included. **Kernel**: seconds of
   the kernel's own threads meanwhile, where loop devices and write-back do their work: in no process's account, and
   the whole machine's. **With kernel** is the ratio of both together.
