@@ -79,12 +79,12 @@ class Workspace:
             if path.exists():
                 path.rename(away / str(time.time_ns()))
 
-    def tidy(self) -> None:
-        """Remove what was put away, and wait until ext4 no longer minds it."""
+    def tidy(self, *, wait: bool = True) -> None:
+        """Remove what was put away; with ``wait``, before more is measured, until ext4 no longer minds it."""
         away = [path for path in (self.root / "state/away", *self.root.glob("state/*/away")) if path.exists()]
         for path in away:
             resources.remove(path)
-        if away:
+        if away and wait:
             os.sync()
             time.sleep(_RECENTLY + 1)
 

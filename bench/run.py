@@ -267,7 +267,7 @@ def measure(args: argparse.Namespace, workspace: Workspace) -> int:
             debian_alone(bench, args.cold_rounds)
         if "scale" in wanted and ours:
             scale(bench, ours[0], min(args.rounds, 2))
-    workspace.tidy()
+    workspace.tidy(wait=False)
     report.write(record)
     return 1 if record.failures else 0
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from conda_appliance import build as builds
-from conda_appliance import definition, layers, log, process, resources
+from conda_appliance import cache, definition, log, process
 from conda_appliance.build import Result
 from conda_appliance.errors import ApplianceError, UsageError
 from conda_appliance.platforms import PLATFORMS
@@ -38,9 +38,7 @@ def build(paths: Sequence[Path], *, platform: str | None = None, **options: Any)
         return [builds.build(path, platform=one, **options)]
     started = time.monotonic()
     # One for all: a layer that several images share is verified once.
-    store = layers.Store(
-        resources.cache_root() / layers.FOLDER, explain=options.get("explain", False), once=True
-    )
+    store = cache.layer_store(explain=options.get("explain", False), once=True)
     options = {"store": store, **options}
     tasks = [partial(_one, path, one, name, options) for name, (path, one) in wanted.items()]
     outcomes = process.side_by_side(*tasks, workers=os.cpu_count() or 1)

@@ -254,8 +254,8 @@ def root_tree(
         # All are unpacked before the first is configured: dpkg reads what there is fewer times.
         '--aptopt=APT::Immediate-Configure "false"',
         f'--aptopt=DPkg::Path "/{once.FOLDER}:/usr/sbin:/usr/bin:/sbin:/bin"',
-        # Before the initramfs is made.
         f"--setup-hook={_RECORDS_IN_MEMORY}",
+        # Before the initramfs is made.
         f"--essential-hook=tar-in {early_tar} /",
         f"--customize-hook={once.AT_ONCE}",
         f"--customize-hook={_INITRAMFS}",

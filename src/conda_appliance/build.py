@@ -106,7 +106,7 @@ def build(
     LockError for a stale lock, ToolMissing before any work, BuildError, CheckFailed. Whatever it raises, the last good
     result stays, and what was kept of this one is said.
     """
-    started = time.monotonic()
+    started, own = time.monotonic(), store is None
     image, locked = locking.read(path, builder, locked, platform)
     chosen = builders.BUILDERS[image.builder]
     build_id = identity.identify(image, locked, path)
@@ -124,8 +124,8 @@ def build(
         results.partial(home, build_id, keep_failed) as work,
     ):
         inputs = locking.bring(image, locked, path, blobs, offline=offline)
-        kept = store or layers.Store(blobs.root / layers.FOLDER, explain=explain, once=True)
-        job = job_for(image, locked, path, build_id, kept, inputs, keep_failed=keep_failed)
+        store = store or layers.Store(blobs.root / layers.FOLDER, explain=explain, once=True)
+        job = job_for(image, locked, path, build_id, store, inputs, keep_failed=keep_failed)
         used: dict[str, str] = {}
         disk = bootable = None
         if any(map(formats.is_disk, image.formats)):
@@ -169,9 +169,9 @@ def build(
         manifest.write(written, work)
         results.publish(work, final, link=_link(path, image))
         catalog.refresh(home)
-    if store is None:
-        kept.release()
-        kept.keep_within()
+    if own:
+        store.release()
+        store.keep_within()
     log.info(f"{image.name} {image.version} is ready, {time.monotonic() - started:.0f} s in all:")
     for line in manifest.summary(written, final, {} if label else written.steps):
         log.info(line)

@@ -74,9 +74,9 @@ class Layer:
         return trees.load((self.path.parent / _SUMS).read_text(encoding="utf-8"))
 
     @cached_property
-    def seen(self) -> overlay.Seen:
+    def contents(self) -> overlay.Contents:
         """What it holds, for those who lay it over others."""
-        return overlay.Seen.of(self.paths, self.listing())
+        return overlay.Contents.of(self.paths, self.listing())
 
 
 @dataclass(frozen=True, kw_only=True)

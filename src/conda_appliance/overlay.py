@@ -53,7 +53,7 @@ class Additions:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Contents:
     """What is in a tree that stays as it is: the names in each folder with their lstat (a folder's path ends in ``/``).
 
     ``attributed`` are the paths that have extended attributes.
@@ -63,7 +63,7 @@ class Seen:
     attributed: frozenset[str]
 
     @classmethod
-    def of(cls, paths: Iterable[tuple[str, os.stat_result]], listed: Mapping[str, str]) -> Seen:
+    def of(cls, paths: Iterable[tuple[str, os.stat_result]], listed: Mapping[str, str]) -> Contents:
         """As `trees.all_of` and `trees.listing` have it."""
         inside: dict[str, list[tuple[str, os.stat_result]]] = {}
         for path, about in paths:
@@ -84,7 +84,7 @@ class CannotAdd(Exception):
 class _Merge:
     trees: Sequence[str]
     held: frozenset[int]
-    seen: Sequence[Seen | None]
+    known: Sequence[Contents | None]
     removed: list[Removed] = field(default_factory=list)
     found: list[Added] = field(default_factory=list)
     twins: dict[tuple[int, int], str] = field(default_factory=dict)
@@ -108,14 +108,14 @@ class _Merge:
 
     def _inside(self, number: int, at: str) -> Sequence[tuple[str, os.stat_result]]:
         """What the folder ``at`` of a tree holds."""
-        if (seen := self.seen[number]) is not None:
-            return seen.inside.get(at, ())
+        if (known := self.known[number]) is not None:
+            return known.inside.get(at, ())
         with os.scandir(f"{self.trees[number]}/{at}") as inside:
             return [(entry.name, entry.stat(follow_symlinks=False)) for entry in inside]
 
     def attributes(self, number: int, path: str) -> list[str]:
         """The names of the extended attributes of what a tree has at ``path``."""
-        if (seen := self.seen[number]) is not None and path not in seen.attributed:
+        if (known := self.known[number]) is not None and path not in known.attributed:
             return []
         return _attributes(f"{self.trees[number]}/{path}")
 
@@ -181,15 +181,18 @@ class _Merge:
 
 
 def additions(
-    trees: Sequence[Path], held: frozenset[int], seen: Mapping[Path, Seen] | None = None
+    trees: Sequence[Path], held: frozenset[int], known: Mapping[Path, Contents] | None = None
 ) -> Additions:
     """What the file system that holds the trees whose numbers are ``held`` needs to hold all of ``trees``.
 
-    They are the uppermost first; those that are in ``seen`` are not looked into again. Raises CannotAdd for a device or
-    a pipe, for extended attributes, and where a folder is hidden and the file system holds several trees.
+    They are the uppermost first; those that are in ``known`` are not looked into again. Raises CannotAdd for a device
+    or a pipe, for extended attributes, and where a folder is hidden and the file system holds several trees.
     """
-    known = [(seen or {}).get(tree) for tree in trees]
-    merge = _Merge(trees=[os.fspath(tree) for tree in trees], held=held, seen=known)
+    merge = _Merge(
+        trees=[os.fspath(tree) for tree in trees],
+        held=held,
+        known=[(known or {}).get(tree) for tree in trees],
+    )
     merge.folder("", range(len(trees)))
     for one in merge.found:
         if any(name not in _OPAQUE for name in merge.attributes(one.tree, one.path)):

@@ -51,5 +51,5 @@ def suppress() -> bool:
 
 
 if __name__ == "__main__":
-    suppress()
+    suppress()  # without, it takes longer and does the same
     os.execvp(sys.argv[1], sys.argv[1:])  # noqa: S606 (this is what it is for)

@@ -9,7 +9,7 @@ import pytest
 
 from conda_appliance import unsynced
 
-#: Asks the kernel to write a file that is not open, and tells what it said. No library is asked.
+#: Asks the kernel to write a file that is not open, and tells what it said: os.fsync would raise.
 _ASK = "import ctypes; libc = ctypes.CDLL(None, use_errno=True); print(libc.fsync(99), ctypes.get_errno())"
 _CHILD = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {_ASK!r}], check=True)"
 

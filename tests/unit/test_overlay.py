@@ -7,7 +7,7 @@ import pytest
 
 from conda_appliance import ext4script, overlay
 from conda_appliance import trees as listed
-from conda_appliance.overlay import Additions, CannotAdd, Seen
+from conda_appliance.overlay import Additions, CannotAdd, Contents
 
 EPOCH = 1_577_836_800
 
@@ -32,14 +32,14 @@ def tree(root: Path, **content: str) -> Path:
 def additions(trees: list[Path], held: frozenset[int]) -> Additions:
     """What is to be added is the same, whether the trees are looked into now or were before."""
     before = {one: (listed.listing(one), listed.all_of(one)) for one in trees}
-    seen = {one: Seen.of(found, said) for one, (said, found) in before.items()}
+    known = {one: Contents.of(found, said) for one, (said, found) in before.items()}
     try:
         found = overlay.additions(trees, held)
     except CannotAdd as error:
         with pytest.raises(CannotAdd, match=str(error)):
-            overlay.additions(trees, held, seen)
+            overlay.additions(trees, held, known)
         raise
-    assert overlay.additions(trees, held, seen) == found
+    assert overlay.additions(trees, held, known) == found
     return found
 
 

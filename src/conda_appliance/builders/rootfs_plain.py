@@ -171,7 +171,7 @@ class _Plain:
         return overlay.additions(
             self.stack,
             frozenset(number for number, path in enumerate(self.stack) if path in held),
-            {one.path: one.seen for one in (*parts.changes(), parts.linked, parts.system)},
+            {one.path: one.contents for one in (*parts.changes(), parts.linked, parts.system)},
         )
 
     def _begin(self, to: Path, trees: Sequence[Path], work: Path) -> None:
