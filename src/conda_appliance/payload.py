@@ -229,12 +229,11 @@ def _whole(
                     work=work / "link",
                     loader=loader,
                 )
-        above = {path for _, section in sections for path in PurePosixPath(section.prefix[1:]).parents}
-        inside = [PurePosixPath(section.prefix[1:]) for _, section in sections]
-        for path in sorted(above, reverse=True):  # the folders above: as tar makes them on a machine
-            if not any(path.is_relative_to(one) for one in inside):
-                (to / path).chmod(0o755)
-                os.utime(to / path, (epoch, epoch))
+        # Folders above an environment, in another one too: as tar makes them on a machine, and after what they hold.
+        inside = {PurePosixPath(section.prefix[1:]) for _, section in sections}
+        for path in sorted({above for one in inside for above in (one, *one.parents)}, reverse=True):
+            (to / path).chmod(0o755)
+            os.utime(to / path, (epoch, epoch))
 
     return store.get(
         "environment",

@@ -8,7 +8,7 @@ from pathlib import Path
 import packages
 import pytest
 
-from conda_appliance import conda, linking, lock, payload, prefix_check, process, resources
+from conda_appliance import conda, linking, lock, payload, prefix_check, process, resources, trees
 from conda_appliance.contract import Contract
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import BuildError, HashMismatch
@@ -129,6 +129,19 @@ def test_the_same_lock_gives_the_same_disc(make: Make) -> None:
     first, second = make("one"), make("two")
     assert first.made and second.made and first.path != second.path
     assert first.sha256 == second.sha256 == resources.sha256_of(second.path)
+
+
+def test_an_environment_in_another_leaves_no_time_of_its_own(
+    locked: Lock, archives: dict[str, Path], tmp_path: Path
+) -> None:
+    made = [
+        payload.environment(locked, archives, store=Store(tmp_path / name), epoch=EPOCH)
+        for name in ("one", "two")
+    ]
+    assert made[0].sha256 == made[1].sha256
+    for path, about in trees.walk(made[0].path):
+        assert about.st_mtime == EPOCH, path
+    assert (made[0].path / "opt/conda/envs").stat().st_mode & 0o7777 == 0o755
 
 
 def test_a_disc_is_made_once(make: Make) -> None:
