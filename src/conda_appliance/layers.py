@@ -17,9 +17,10 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -228,12 +229,22 @@ class Store:
     def before(
         self, kind: str, subject: str, same: Parts, *, name: str = "tree"
     ) -> tuple[Layer, Parts] | None:
-        """The layer of ``subject`` that was used last, if its parts in ``same`` are those; and all its parts."""
-        about = self.latest(kind, subject)
-        if about is None or any(about["parts"].get(one) != value for one, value in same.items()):
-            return None
-        found = self.find(kind, about["parts"], name=name)
-        return None if found is None else (found, about["parts"])
+        """A layer that may be near one that is to be made, with its parts; of those, the ones in ``same`` are the same.
+
+        It is the one that ``subject`` used last, else the one that anybody did. One that is damaged is not needed: it
+        is set aside, and that is said.
+        """
+        for about in chain(self._uses(kind, subject), self._uses(kind, "*")):
+            if all(about["parts"].get(part) == value for part, value in same.items()):
+                try:
+                    found = self.find(kind, about["parts"], name=name)
+                except HashMismatch as error:
+                    log.warn(
+                        f"{error.what} is damaged: it was set aside, and what is made here goes without it"
+                    )
+                    return None
+                return None if found is None else (found, about["parts"])
+        return None
 
     def find(
         self,
@@ -316,12 +327,16 @@ class Store:
 
     def latest(self, kind: str, subject: str) -> dict[str, Any] | None:
         """The record of the layer that ``subject`` used last, whoever it was made for."""
+        return next(self._uses(kind, subject), None)
+
+    def _uses(self, kind: str, subject: str) -> Iterator[dict[str, Any]]:
+        """The records of the layers that ``subject`` used (``*`` is anybody), the one that was used last first."""
         uses = sorted(
             (self.root / kind).glob(f"*/{_USERS}/{subject}"),
             key=lambda path: path.stat().st_mtime_ns,
             reverse=True,
         )
-        return next((about for path in uses if (about := _read(path.parents[1])) is not None), None)
+        return (about for path in uses if (about := _read(path.parents[1])) is not None)
 
     def entries(self) -> list[Entry]:
         """All layers, the one that was not used for longest first."""

@@ -460,7 +460,30 @@ def test_the_layer_before_is_the_one_that_was_used_last_if_what_must_stay_did(st
     assert found[0].key == made[0].key
     assert found[1] == {"epoch": "1", "number": "1"}
     assert store.before("environment", "hello", {"epoch": "2"}) is None
-    assert store.before("environment", "another", {"epoch": "1"}) is None
+
+
+def test_what_was_never_made_for_anybody_begins_with_what_another_has(store: Store) -> None:
+    for number, subject in (("1", "hello"), ("2", "other"), ("3", "elsewhere")):
+        epoch = "2" if subject == "elsewhere" else "1"
+        used(
+            store.get("environment", {"epoch": epoch, "number": number}, Maker(), subject=subject),
+            9 - int(number),
+        )
+    found = store.before("environment", "new", {"epoch": "1"})
+    assert found is not None
+    assert found[1]["number"] == "2"
+    found = store.before("environment", "hello", {"epoch": "1"})
+    assert found is not None
+    assert found[1]["number"] == "1"
+
+
+def test_a_damaged_layer_before_is_said_and_done_without(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flip(store.get("environment", {"number": "1"}, Maker(), subject="hello").path)
+    assert store.before("environment", "hello", {}) is None
+    assert "was set aside" in capsys.readouterr().err
+    assert store.before("environment", "hello", {}) is None
 
 
 # --- two at the same time ---------------------------------------------------------------------------
