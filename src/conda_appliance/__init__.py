@@ -20,7 +20,7 @@ elf          0 what an ELF file says of its debug symbols, and how it is loaded
 facts        0 what a machine should be, as its checks read it
 testsuites   0 which test suites of an environment no module that stays speaks of
 debs         1 what a Debian package says of itself
-sparse       2 a raw disk and files laid into it: its blocks that are not empty; written raw again
+sparse       2 a raw disk and what is laid into it: its blocks that are not empty; written raw again
 ext4script   1 what is added to an ext4 file system → the commands of debugfs
 hybrid       1 what lets an ISO 9660 disc start a machine, from a CD and from a stick: bytes in and out
 contract     1 what a machine promises to its packages, as virtual packages
@@ -60,7 +60,8 @@ recipes      3 the recipes of a channel that is built here
 sources      3 the only network: verified downloads into the cache
 render       3 the only Jinja; StrictUndefined; values as words of what reads them
 disctree     4 what a disc will hold: its tree, its SHA256SUMS, its names
-packed       4 trees of files → one read-only file system in a file
+packed       4 trees of files → one read-only file system in a file, compressed
+squashfs     2 trees of files → one read-only file system in no file: put together while it is read
 machines     4 a batch of machines, YAML or CSV → what each one's seed disc holds
 rattler      3 has rattler solve, link and read locks, in a process of its own
 conda        4 channels and what is asked of them → the packages

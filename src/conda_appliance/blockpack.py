@@ -49,7 +49,7 @@ def keep(disk: Path, codec: Codec, to: Path) -> None:
     """Compress the blocks of a raw disk, and keep them in the new folder ``to``."""
     to.mkdir()
     index = []
-    with sparse.opened([Piece(path=disk, at=0)]) as (_, blocks), direct.Output(to / _DATA) as data:
+    with sparse.opened([Piece(source=disk, at=0)]) as (_, blocks), direct.Output(to / _DATA) as data:
         for block, packed in compressed(blocks, codec):
             assert packed is not None
             index.append(_ENTRY.pack(block.number, data.size, len(packed)))

@@ -100,6 +100,11 @@ class Input:
             os.close(self.file)
             raise
 
+    @property
+    def size(self) -> int:
+        """Its length in bytes."""
+        return os.fstat(self.file).st_size
+
     def __enter__(self) -> Self:
         return self
 
@@ -201,7 +206,7 @@ class Output:
 def copy(source: Path, to: Path) -> None:
     """A copy of a file's data that keeps its holes. Raises OSError as `Input` and `Output` do."""
     with Input(source) as one, Output(to) as other, memoryview(buffer(CHUNK)) as whole:
-        size = os.fstat(one.file).st_size
+        size = one.size
         other.resize(size)
         for start, end in trees.extents(one.file, size):
             for at in range(start, end, CHUNK):
@@ -214,7 +219,7 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a large file, as 64 hexadecimal digits."""
     summed = hashlib.sha256()
     with Input(path) as file, memoryview(buffer(CHUNK)) as whole:
-        for at in range(0, os.fstat(file.file).st_size, CHUNK):
+        for at in range(0, file.size, CHUNK):
             count = file.read_into(whole, at)
             with whole[:count] as part:
                 summed.update(part)

@@ -21,7 +21,6 @@ from conda_appliance import (
     ext4script,
     namespace,
     overlay,
-    packed,
     platforms,
     process,
     render,
@@ -248,6 +247,15 @@ def require_room(size: int, need: int) -> None:
         )
 
 
+def require_slot(size: int, slot: int) -> None:
+    """Raise UsageError when environments of ``size`` bytes do not fit in a partition of ``slot`` bytes."""
+    if size > slot:
+        raise UsageError(
+            f"disk.slot is {resources.size_text(slot)}, and the environments take {resources.size_text(size)}",
+            hint="make disk.slot larger; each update needs room in it too",
+        )
+
+
 def partition(raw: Path, partitions: Sequence[Partition], identity: str) -> None:
     """Write a GPT whose GUIDs follow from ``identity``."""
 
@@ -335,28 +343,6 @@ def _version(mke2fs: tuple[str, ...]) -> tuple[int, ...]:
     said = process.run([*mke2fs, "-V"], check=False).stderr
     found = re.search(r"mke2fs (\d+)\.(\d+)(?:\.(\d+))?", said)
     return tuple(int(part or 0) for part in found.groups()) if found else (0,)
-
-
-# --- environments in a partition of their own --------------------------------------------------------
-
-
-def environment(
-    to: Path, trees: Sequence[Path], prefix: str, *, compression: str, slot: int, epoch: int, work: Path
-) -> None:
-    """Write the folder ``prefix`` of ``trees`` (the uppermost first) as a squashfs file that is mounted there.
-
-    With the compression ``none`` it is as large as its files are, and written in a third of the time; else lz4: what
-    that costs to write and to read is least, of erofs and squashfs with what Debian 12's tools and kernel know. Raises
-    UsageError when it is larger than ``slot`` bytes.
-    """
-    packing: packed.Compression = "none" if compression == "none" else "lz4"
-    packed.write(to, trees, prefix, form="squashfs", compression=packing, epoch=epoch, work=work)
-    if to.stat().st_size > slot:
-        raise UsageError(
-            f"disk.slot is {resources.size_text(slot)}, and the environments take "
-            f"{resources.size_text(to.stat().st_size)}",
-            hint="make disk.slot larger; each update needs room in it too",
-        )
 
 
 def squash(to: Path, trees: Sequence[Path], *, epoch: int, work: Path) -> None:

@@ -149,12 +149,12 @@ class Exporter:
         if not forms:
             return ()
         if self.format == "raw":
-            return (Piece(path=self.disk, at=0, known=self._survey()), *self.inserts)
+            return (Piece(source=self.disk, at=0, known=self._survey()), *self.inserts)
         if not {*forms} & {*diskforms.FROM_RAW}:
             return ()
         raw = self.work / "disk.raw"
         diskforms.write(self.disk, "raw", raw, seed="", epoch=0)
-        return (Piece(path=raw, at=0),)
+        return (Piece(source=raw, at=0),)
 
     def _survey(self) -> Path | None:
         """Which blocks of the disk are not empty, where it is a layer: that is kept, too."""
@@ -173,7 +173,7 @@ class Exporter:
         if len(raw) < 2 or {*forms} <= {*diskforms.RAW, *diskforms.BLOCKS}:
             yield raw[0].path if raw else self.disk
             return
-        need = sum(piece.path.stat().st_blocks * 512 for piece in raw)
+        need = sum(piece.taken for piece in raw)
         memory = resources.memory_file(2 * need)
         whole = self.work / "whole.raw" if memory is None else Path(f"/proc/{os.getpid()}/fd/{memory}")
         try:

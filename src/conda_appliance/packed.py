@@ -14,14 +14,12 @@ from conda_appliance import namespace, process
 
 #: What can be written; a kernel mounts it by this name.
 Form = Literal["squashfs", "erofs"]
-#: How a squashfs is compressed: of what does, lz4 costs a processor least, zstd leaves a quarter less to be read
-#: (docs/explanation/discs.md).
-Compression = Literal["none", "lz4", "zstd"]
+#: How a squashfs is compressed: lz4 costs a processor least, zstd leaves a quarter less to be read
+#: (docs/explanation/discs.md). Where it shall not be, `squashfs` makes it.
+Compression = Literal["lz4", "zstd"]
 
-#: Words of mksquashfs. Level 15, its default for zstd, takes twenty times as long for an eighth less. To look for files
-#: that are the same takes longer than to write them.
+#: Words of mksquashfs. Level 15, its default for zstd, takes twenty times as long for an eighth less.
 _SQUASHFS = {
-    "none": ("-comp", "lz4", "-noI", "-noId", "-noD", "-noF", "-noX", "-no-duplicates", "-no-fragments"),
     "lz4": ("-comp", "lz4"),
     "zstd": ("-comp", "zstd", "-Xcompression-level", "3"),
 }
@@ -61,12 +59,9 @@ def write(
     """
     process.require(*tools(form))
     mounted, variables = namespace.script(work, trees)
-    folder, target = f"root{prefix}", os.fspath(to.resolve())
+    folder, target = f"root{prefix}", os.fspath(to.absolute())
     if form == "squashfs":
         command = ["mksquashfs", folder, target, "-noappend", *_SQUASHFS[compression]]
-        if compression == "none":
-            # Or it reads ahead into a quarter of all memory, for processors that have no work.
-            command += ["-processors", "1", "-mem", "64M"]
         command += ["-all-root", "-no-progress", "-quiet"]
     else:
         identity = str(uuid.uuid5(_NAMES, prefix))

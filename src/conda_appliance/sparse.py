@@ -1,4 +1,4 @@
-"""A raw disk, and files that belong into it: where it has more than zeroes; written as a raw disk again.
+"""A raw disk, and what belongs into it: where it has more than zeroes; written as a raw disk again.
 
 A block of zeroes counts as a hole whether it is one or not, so what is written follows from the content alone.
 """
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from conda_appliance import direct
 from conda_appliance.errors import BuildError
@@ -26,25 +27,48 @@ _ZEROES = bytes(BLOCK)
 _TOGETHER = 16
 
 
+class Source(Protocol):
+    """Bytes that can be read at any place, by any number of threads: a file's, or such as are put together then."""
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
+
+    def read_into(self, to: memoryview, at: int) -> int:
+        """Fill ``to`` from that place; returns how much there was, and lays zeroes behind it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A file that is part of a disk: ``at`` in bytes from its start, a multiple of `BLOCK`.
+    """A part of a disk: ``at`` in bytes from its start, a multiple of `BLOCK`.
 
+    It is a file, or bytes that are in none. Those, and a file that is ``packed`` (compressed in itself), count as data
+    from the beginning to the end.
     One that is ``over`` the others takes their place where it has data, be it zeroes, and shows them where it has
     holes. It is a file in memory that keeps its holes (`keeps_holes`): disks may round those away.
-    One that is ``packed`` is compressed in itself, and counts as data from its beginning to its end.
     ``known`` is a file that says which of its blocks are not empty (`survey`).
     """
 
-    path: Path
+    source: Path | Source
     at: int
     over: bool = False
     packed: bool = False
     known: Path | None = None
 
+    @property
+    def path(self) -> Path:
+        """The file that it is."""
+        assert isinstance(self.source, Path)
+        return self.source
 
-#: Where a part of a block comes from: the file, the place there, the place in the block, how many bytes.
-_Part = tuple[direct.Input, int, int, int]
+    @property
+    def taken(self) -> int:
+        """What it takes, in bytes: holes of a file take nothing."""
+        return self.source.stat().st_blocks * 512 if isinstance(self.source, Path) else self.source.size
+
+
+#: Where a part of a block comes from: what has it, the place there, the place in the block, how many bytes.
+_Part = tuple[Source, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +116,21 @@ def opened(pieces: Sequence[Piece]) -> Iterator[tuple[int, list[Block]]]:
             )
         taken: dict[int, list[_Part]] = {}
         covered: set[int] = set()
-        numbers: dict[direct.Input, int] = {}
+        numbers: dict[Source, int] = {}
         for number, piece in enumerate(pieces):
-            file = stack.enter_context(direct.Input(piece.path))
-            numbers[file] = number
-            if piece.over:
-                covered |= _lay_over(file, taken)
-                continue
-            length = os.fstat(file.file).st_size
-            for place in _places(piece, file, length):
-                taken[(piece.at + place) // BLOCK] = [(file, place, 0, min(BLOCK, length - place))]
+            source: Source
+            places: Iterable[int]
+            if isinstance(piece.source, Path):
+                source = file = stack.enter_context(direct.Input(piece.source))
+                if piece.over:
+                    covered |= _lay_over(file, taken)
+                places = () if piece.over else _places(piece, file)
+            else:
+                source = piece.source
+                places = range(0, source.size, BLOCK)
+            numbers[source], length = number, source.size
+            for place in places:
+                taken[(piece.at + place) // BLOCK] = [(source, place, 0, min(BLOCK, length - place))]
         blocks = []
         for number in sorted(taken):
             parts = tuple(taken[number])
@@ -139,9 +168,9 @@ def survey(disk: Path) -> bytes:
         return b"".join(_NUMBER.pack(place // BLOCK) for place in _data(file))
 
 
-def _places(piece: Piece, file: direct.Input, length: int) -> Iterable[int]:
+def _places(piece: Piece, file: direct.Input) -> Iterable[int]:
     if piece.packed:
-        return range(0, length, BLOCK)
+        return range(0, file.size, BLOCK)
     if piece.known is None:
         return _data(file)
     return [number * BLOCK for (number,) in _NUMBER.iter_unpack(piece.known.read_bytes())]

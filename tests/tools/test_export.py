@@ -245,15 +245,31 @@ def test_the_definition_says_what_the_machine_has() -> None:
 # --- a disk that is put together ----------------------------------------------------------------------
 
 
-def test_an_insert_lands_in_its_place_and_nothing_else_moves(disk: Path, tmp_path: Path) -> None:
+class InNoFile:
+    """Bytes that are put together when they are read, as an environment's are that is not compressed."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self.size = data, len(data)
+
+    def read_into(self, to: memoryview, at: int) -> int:
+        found = self._data[at : at + len(to)]
+        to[:] = found + bytes(len(to) - len(found))
+        return len(found)
+
+
+@pytest.mark.parametrize("in_file", [True, False])
+def test_an_insert_lands_in_its_place_and_nothing_else_moves(
+    disk: Path, tmp_path: Path, in_file: bool
+) -> None:
     """What the split layout does with a changed environment, in every form."""
-    (tmp_path / "environment").write_bytes(os.urandom(5_000_001))
-    insert = sparse.Piece(path=tmp_path / "environment", at=16 << 20)
+    environment = tmp_path / "environment"
+    environment.write_bytes(os.urandom(5_000_001))
+    insert = sparse.Piece(source=environment if in_file else InNoFile(environment.read_bytes()), at=16 << 20)
     wanted = tmp_path / "wanted.raw"
     layers.copy(disk, wanted)
     with wanted.open("r+b") as file:
         file.seek(insert.at)
-        file.write(insert.path.read_bytes())
+        file.write(environment.read_bytes())
     more: dict[str, Any] = {
         "inserts": [insert],
         "around": "a" * 64,
@@ -280,12 +296,12 @@ def test_what_is_kept_compressed_gives_the_same_bytes(disk: Path, tmp_path: Path
     os.truncate(memory, SIZE)
     for at, content in (((5 << 20) + 4096, b"y" * 4096), ((90 << 20), os.urandom(70_000))):
         os.pwrite(memory, content, at)
-    over = sparse.Piece(path=Path(f"/proc/{os.getpid()}/fd/{memory}"), at=0, over=True)
+    over = sparse.Piece(source=Path(f"/proc/{os.getpid()}/fd/{memory}"), at=0, over=True)
     packed = tmp_path / "packed"
     packed.write_bytes(os.urandom(150_001))
-    pieces = [sparse.Piece(path=packed, at=32 << 20, packed=True), over]
+    pieces = [sparse.Piece(source=packed, at=32 << 20, packed=True), over]
     wanted = tmp_path / "wanted.raw"
-    sparse.write([sparse.Piece(path=disk, at=0), *pieces], {wanted: b""})
+    sparse.write([sparse.Piece(source=disk, at=0), *pieces], {wanted: b""})
     image = definition(disk={"compression": compression})
     more: dict[str, Any] = {
         "image": image.model_copy(update={"disk": image.disk.model_copy(update={"size": SIZE})}),

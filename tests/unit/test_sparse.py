@@ -40,12 +40,12 @@ def numbers(*pieces: Piece) -> list[int]:
 
 
 def test_blocks_of_zeroes_are_holes_whether_they_are_or_not(disk: Path) -> None:
-    assert numbers(Piece(path=disk, at=0)) == [3, 4, 5, 40]
+    assert numbers(Piece(source=disk, at=0)) == [3, 4, 5, 40]
 
 
 def test_a_file_lies_where_it_is_laid(disk: Path, tmp_path: Path) -> None:
     (tmp_path / "more").write_bytes(b"y" * (BLOCK + 1))
-    assert numbers(Piece(path=disk, at=0), Piece(path=tmp_path / "more", at=20 * BLOCK)) == [
+    assert numbers(Piece(source=disk, at=0), Piece(source=tmp_path / "more", at=20 * BLOCK)) == [
         3,
         4,
         5,
@@ -57,14 +57,16 @@ def test_a_file_lies_where_it_is_laid(disk: Path, tmp_path: Path) -> None:
 
 def test_which_blocks_a_kept_disk_has_need_be_asked_once(disk: Path, tmp_path: Path) -> None:
     (tmp_path / "known").write_bytes(sparse.survey(disk))
-    assert numbers(Piece(path=disk, at=0, known=tmp_path / "known")) == [3, 4, 5, 40]
+    assert numbers(Piece(source=disk, at=0, known=tmp_path / "known")) == [3, 4, 5, 40]
     (tmp_path / "known").write_bytes(sparse.survey(disk)[4:])
-    assert numbers(Piece(path=disk, at=0, known=tmp_path / "known")) == [4, 5, 40], "what is said is believed"
+    assert numbers(Piece(source=disk, at=0, known=tmp_path / "known")) == [4, 5, 40], (
+        "what is said is believed"
+    )
 
 
 def test_what_is_compressed_in_itself_is_not_searched_for_zeroes(disk: Path, tmp_path: Path) -> None:
     (tmp_path / "more").write_bytes(bytes(BLOCK) + b"y")
-    assert numbers(Piece(path=disk, at=0), Piece(path=tmp_path / "more", at=20 * BLOCK, packed=True)) == [
+    assert numbers(Piece(source=disk, at=0), Piece(source=tmp_path / "more", at=20 * BLOCK, packed=True)) == [
         *(3, 4, 5),
         *(20, 21),
         40,
@@ -78,7 +80,7 @@ def test_a_raw_disk_in_frames_of_zstd(tmp_path: Path) -> None:
         file.seek(rawzst.FRAME - 1)
         file.write(b"xy")
         file.truncate(5 * rawzst.FRAME + 512)
-    digest = rawzst.write([Piece(path=disk, at=0)], tmp_path / "disk.zst")
+    digest = rawzst.write([Piece(source=disk, at=0)], tmp_path / "disk.zst")
     packed = (tmp_path / "disk.zst").read_bytes()
     assert digest == hashlib.sha256(packed).hexdigest()
     assert packed.count(b"\x28\xb5\x2f\xfd") == 6, "a frame for each part, one for the rest"
@@ -89,18 +91,18 @@ def test_a_raw_disk_in_frames_of_zstd(tmp_path: Path) -> None:
 @pytest.mark.parametrize("at", [1, 512, BLOCK - 1])
 def test_a_file_begins_with_a_block(disk: Path, at: int) -> None:
     with pytest.raises(BuildError, match="not aligned"):
-        numbers(Piece(path=disk, at=0), Piece(path=disk, at=at))
+        numbers(Piece(source=disk, at=0), Piece(source=disk, at=at))
 
 
 def test_a_disk_has_whole_sectors(tmp_path: Path) -> None:
     (tmp_path / "odd").write_bytes(b"z" * 513)
     with pytest.raises(BuildError, match="not aligned"):
-        numbers(Piece(path=tmp_path / "odd", at=0))
+        numbers(Piece(source=tmp_path / "odd", at=0))
 
 
 def test_a_raw_disk_is_written_again_with_its_holes_and_its_digest(disk: Path, tmp_path: Path) -> None:
     (tmp_path / "more").write_bytes(b"y" * (BLOCK + 1))
-    pieces = [Piece(path=disk, at=0), Piece(path=tmp_path / "more", at=20 * BLOCK)]
+    pieces = [Piece(source=disk, at=0), Piece(source=tmp_path / "more", at=20 * BLOCK)]
     to = tmp_path / "again.raw"
     other = tmp_path / "plain.raw"
     digests = sparse.write(pieces, {to: b"the end", other: b""})
@@ -123,7 +125,7 @@ def memory(disk: Path) -> Iterator[int]:
 
 
 def over(memory: int) -> Piece:
-    return Piece(path=Path(f"/proc/self/fd/{memory}"), at=0, over=True)
+    return Piece(source=Path(f"/proc/self/fd/{memory}"), at=0, over=True)
 
 
 def test_what_lies_over_a_disk_hides_it_page_by_page(disk: Path, tmp_path: Path, memory: int) -> None:
@@ -138,26 +140,26 @@ def test_what_lies_over_a_disk_hides_it_page_by_page(disk: Path, tmp_path: Path,
         os.pwrite(memory, data, at)
         wanted[at : at + len(data)] = data
     again = tmp_path / "again"
-    digests = sparse.write([Piece(path=disk, at=0), over(memory)], {again: b""})
+    digests = sparse.write([Piece(source=disk, at=0), over(memory)], {again: b""})
     assert again.read_bytes() == bytes(wanted)
     assert digests[again] == resources.sha256_of(again)
-    assert numbers(Piece(path=disk, at=0), over(memory)) == [3, 4, 5, 20, 40]
+    assert numbers(Piece(source=disk, at=0), over(memory)) == [3, 4, 5, 20, 40]
 
 
 def test_a_block_that_is_hidden_by_zeroes_is_a_hole(disk: Path, memory: int) -> None:
     os.pwrite(memory, bytes(BLOCK), 4 * BLOCK)
     os.pwrite(memory, bytes(PAGE), 41 * BLOCK - PAGE)
-    assert numbers(Piece(path=disk, at=0), over(memory)) == [3, 5]
+    assert numbers(Piece(source=disk, at=0), over(memory)) == [3, 5]
 
 
 def test_a_vmdk_and_a_qcow2_hold_what_lies_over_a_disk(disk: Path, tmp_path: Path, memory: int) -> None:
     os.pwrite(memory, b"d" * PAGE, 4 * BLOCK + PAGE)
-    pieces, whole = [Piece(path=disk, at=0), over(memory)], tmp_path / "whole.raw"
+    pieces, whole = [Piece(source=disk, at=0), over(memory)], tmp_path / "whole.raw"
     sparse.write(pieces, {whole: b""})
     for number, write in enumerate((qcow2.write, partial(vmdk.write, cid=1))):
         one, other = tmp_path / f"{number}/disk", tmp_path / f"{number}/same/disk"
         other.parent.mkdir(parents=True)
-        assert write(pieces, one) == write([Piece(path=whole, at=0)], other)
+        assert write(pieces, one) == write([Piece(source=whole, at=0)], other)
         assert one.read_bytes() == other.read_bytes()
 
 
@@ -175,14 +177,14 @@ def test_long_runs_are_written_whole(tmp_path: Path) -> None:
     path = tmp_path / "full.raw"
     path.write_bytes(os.urandom(SIZE))
     again = tmp_path / "again"
-    assert sparse.write([Piece(path=path, at=0)], {again: b""}) == {again: resources.sha256_of(path)}
-    assert qcow2.write([Piece(path=path, at=0)], again) == resources.sha256_of(again)
+    assert sparse.write([Piece(source=path, at=0)], {again: b""}) == {again: resources.sha256_of(path)}
+    assert qcow2.write([Piece(source=path, at=0)], again) == resources.sha256_of(again)
     assert again.read_bytes()[-SIZE:] == path.read_bytes()
 
 
 def test_a_qcow2_says_where_each_cluster_is(disk: Path, tmp_path: Path) -> None:
     to = tmp_path / "disk.qcow2"
-    digest = qcow2.write([Piece(path=disk, at=0)], to)
+    digest = qcow2.write([Piece(source=disk, at=0)], to)
     data = to.read_bytes()
     assert digest == hashlib.sha256(data).hexdigest()
     assert struct.unpack_from(">4sI", data) == (b"QFI\xfb", 3)
@@ -198,7 +200,7 @@ def test_a_qcow2_says_where_each_cluster_is(disk: Path, tmp_path: Path) -> None:
 
 def test_every_cluster_of_a_qcow2_is_counted_once(disk: Path, tmp_path: Path) -> None:
     to = tmp_path / "disk.qcow2"
-    qcow2.write([Piece(path=disk, at=0)], to)
+    qcow2.write([Piece(source=disk, at=0)], to)
     data = to.read_bytes()
     table = struct.unpack_from(">Q", data, 48)[0]
     block = struct.unpack_from(">Q", data, table)[0]
@@ -211,13 +213,13 @@ def test_an_empty_disk_is_a_small_qcow2(tmp_path: Path) -> None:
     path = tmp_path / "empty.raw"
     path.touch()
     os.truncate(path, SIZE)
-    qcow2.write([Piece(path=path, at=0)], tmp_path / "empty.qcow2")
+    qcow2.write([Piece(source=path, at=0)], tmp_path / "empty.qcow2")
     assert (tmp_path / "empty.qcow2").stat().st_size == 4 * BLOCK
 
 
 def test_a_vmdk_finds_each_grain_by_its_footer_and_its_tables(disk: Path, tmp_path: Path) -> None:
     to = tmp_path / "disk.vmdk"
-    digest = vmdk.write([Piece(path=disk, at=0)], to, cid=0x1234)
+    digest = vmdk.write([Piece(source=disk, at=0)], to, cid=0x1234)
     data = to.read_bytes()
     assert digest == hashlib.sha256(data).hexdigest()
     head, footer = data[:512], data[-1024:-512]
@@ -239,5 +241,5 @@ def test_the_same_disk_gives_the_same_vmdk(disk: Path, tmp_path: Path) -> None:
     digests = set()
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        digests.add(vmdk.write([Piece(path=disk, at=0)], tmp_path / name / "disk.vmdk", cid=7))
+        digests.add(vmdk.write([Piece(source=disk, at=0)], tmp_path / name / "disk.vmdk", cid=7))
     assert len(digests) == 1

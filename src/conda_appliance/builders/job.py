@@ -104,7 +104,7 @@ class DiskImage:
     @property
     def pieces(self) -> tuple[Piece, ...]:
         """What makes up a raw disk (`sparse.opened`)."""
-        return (Piece(path=self.path, at=0), *self.inserts)
+        return (Piece(source=self.path, at=0), *self.inserts)
 
     def release(self) -> None:
         """Let go of the disk: it is exported."""

@@ -76,12 +76,13 @@ def build(job: Job, tree: BuildTree, *, logs: Path) -> DiskImage:
     ``logs`` gets ansible.log. Raises BuildError that says which task failed, with what it said.
     """
     parts = prepare(job, tree, logs=logs)
-    write = split if job.image.disk.layout == "split" else plain
+    is_split = job.image.disk.layout == "split"
     with log.step("Write the disk") as step:
-        made = write(parts, step)
+        made = split(parts, step) if is_split else plain(parts, step)
 
     def box(step: log.Step) -> DiskImage:
-        return write(replace(parts, above=rootfs_box.user(parts, step)), step)
+        more = replace(parts, above=rootfs_box.user(parts, step))
+        return split(more, step, like=made) if is_split else plain(more, step)
 
     key = layers.digest_of([made.key, rootfs_box.decides(parts)])
     return replace(made, boxed=Boxed(key=key, make=box))

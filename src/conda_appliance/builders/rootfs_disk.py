@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,13 +27,16 @@ from conda_appliance import (
     packed,
     playbook,
     process,
+    resources,
+    sparse,
+    squashfs,
     trees,
 )
 from conda_appliance import render as rendering
 from conda_appliance.builders.job import DiskImage, Job
 from conda_appliance.buildtree import BuildTree
 from conda_appliance.layers import Layer
-from conda_appliance.sparse import Piece
+from conda_appliance.sparse import Piece, Source
 
 #: What names a build on the machine, as paths from its root.
 FACTS, LOCK = "etc/conda-appliance/appliance.json", "etc/conda-appliance/appliance.lock"
@@ -190,22 +195,125 @@ class Parts:
         ).path
 
 
-def split(parts: Parts, step: log.Step) -> DiskImage:
+@contextmanager
+def room(
+    parts: Parts, step: log.Step, made: DiskImage, need: int, *, holes: bool = False
+) -> Iterator[tuple[DiskImage, Path]]:
+    """A file that goes with the disk ``made``: in memory where ``need`` bytes are free, else in a folder of its own.
+
+    What is exported at once need not be kept. With ``holes``, in memory only where that keeps them. The file is let go
+    of if the block fails.
+    """
+    memory = resources.memory_file(need)
+    if memory is not None and holes and not sparse.keeps_holes(memory):
+        os.close(memory)
+        memory = None
+    if memory is not None:
+        made, to = replace(made, memory=memory), Path(f"/proc/{os.getpid()}/fd/{memory}")
+    else:
+        scratch = parts.tree.folder.parent / ("disk-above" if parts.above else "disk")
+        scratch.mkdir()
+        made, to = replace(made, scratch=scratch), scratch / "disk"
+    try:
+        yield made, to
+    except BaseException:
+        made.release()
+        raise
+    step.note("in memory" if memory is not None else "in a file")
+
+
+def split(parts: Parts, step: log.Step, *, like: DiskImage | None = None) -> DiskImage:
     """The environments in a partition of their own, so that a changed one rewrites nothing else.
 
-    What names the build changes with them, so it lies there too, behind links from where it is looked for.
+    What names the build changes with them, so it lies there too, behind links from where it is looked for. A disk
+    that is ``like`` this one but for what is ``above`` has the same environments, and outlives this one.
     """
+    image = parts.job.image
+    around = _root(parts, step)
+    stamp = {f"{image.conda.prefix[1:]}/{path}": text for path, text in parts.stamp().items()}
+    made = DiskImage(
+        path=around.path,
+        format="raw",
+        key=layers.digest_of([around.key, layers.key_of("image", _decide_environments(parts, stamp))]),
+        inputs=parts.inputs(),
+        around=around.key,
+    )
+    step.note(told(root=around))
+    if like is not None:
+        return replace(made, inserts=like.inserts)
+    if image.disk.compression == "none":
+        try:
+            return _with_read(parts, made, stamp)
+        except overlay.CannotAdd as error:
+            step.update(f"compressing the environments, for {error}")
+    return _with_packed(parts, step, made, stamp)
+
+
+def _with_read(parts: Parts, made: DiskImage, stamp: Mapping[str, str]) -> DiskImage:
+    """The disk ``made`` with its environments, read from where they are: not compressed, as it is itself.
+
+    Raises CannotAdd as `squashfs.Image` does.
+    """
+    job = parts.job
+    scratch = parts.tree.folder.parent / "stamp"
+    made = replace(made, scratch=scratch)
+    try:
+        stack = [_write(stamp, {}, scratch, job.epoch), parts.provisioned.path, parts.linked.path]
+        known = {one.path: one.contents for one in (parts.provisioned, parts.linked)}
+        source = squashfs.Image(stack, job.image.conda.prefix, epoch=job.epoch, known=known)
+        return replace(made, inserts=(_inserted(parts, source, source.size),))
+    except BaseException:
+        made.release()
+        raise
+
+
+def _with_packed(parts: Parts, step: log.Step, made: DiskImage, stamp: Mapping[str, str]) -> DiskImage:
+    """The disk ``made`` with its environments compressed in themselves.
+
+    lz4: of erofs and squashfs, with what Debian 12's tools and kernel know, that costs least to write and to read.
+    """
+    job = parts.job
+    with (
+        resources.work_folder(
+            job.store.root / "work", f"{job.image.name}-{job.identity}", wait=step.update
+        ) as work,
+        room(parts, step, made, parts.linked.size + (256 << 20)) as (made, to),
+    ):
+        step.update("packing the environments")
+        packed.write(
+            to,
+            [_write(stamp, {}, work / "stamp", job.epoch), parts.provisioned.path, parts.linked.path],
+            job.image.conda.prefix,
+            form="squashfs",
+            compression="lz4",
+            epoch=job.epoch,
+            work=work,
+        )
+        return replace(made, inserts=(_inserted(parts, to, to.stat().st_size),))
+
+
+def _inserted(parts: Parts, source: Path | Source, size: int) -> Piece:
+    """Environments in the first of their partitions. Raises UsageError when they do not fit."""
+    about = parts.job.image.disk
+    disk.require_slot(size, about.slot)
+    partitions = disk.plan(about.size, about.slot, parts.job.image.platform)
+    slot = next(one for one in partitions if one.name == disk.ENVIRONMENTS[0])
+    return Piece(source=source, at=slot.start * disk.SECTOR, packed=True)
+
+
+def _root(parts: Parts, step: log.Step) -> Layer:
+    """The disk without the environments, and with what mounts them: it is kept."""
     job, prefix = parts.job, parts.job.image.conda.prefix
     links, files = _mounted(prefix)
     files |= parts.names()
-    root_parts: layers.Parts = {
+    decided: layers.Parts = {
         **{name: digest for name, digest in parts.inputs().items() if name != "environment"},
         **parts.described(),
         "files": parts.files(),
         "mount": {**links, **files},
     }
 
-    def make_root(to: Path, work: Path) -> None:
+    def make(to: Path, work: Path) -> None:
         top = _write(files, links, work / "mount", job.epoch)
         (top / prefix[1:]).mkdir(parents=True, exist_ok=True)
         namespace.hide_below(top / prefix[1:])
@@ -224,61 +332,34 @@ def split(parts: Parts, step: log.Step) -> DiskImage:
             platform=job.image.platform,
         )
 
-    around = job.store.get(
+    return job.store.get(
         "root",
-        root_parts,
-        make_root,
+        decided,
+        make,
         name="disk.raw",
         subject=job.image.name,
         progress=step.update,
         read=False,
     )
-    stamp = {f"{prefix[1:]}/{path}": text for path, text in parts.stamp().items()}
+
+
+def _decide_environments(parts: Parts, stamp: Mapping[str, str]) -> layers.Parts:
+    """What decides the partition with the environments; ``stamp`` is what names the build in it."""
+    image = parts.job.image
     own = trees.listing(parts.provisioned.path)
-    image_parts: layers.Parts = {
+    return {
         "environment": parts.linked.sha256,
-        "provisioned": {path: about for path, about in own.items() if path.startswith(f"{prefix[1:]}/")},
+        "provisioned": {
+            path: about for path, about in own.items() if path.startswith(f"{image.conda.prefix[1:]}/")
+        },
         "stamp": {path: layers.digest_of([text]) for path, text in stamp.items()},
-        "disk": f"{prefix} {job.image.disk.slot} {job.image.disk.compression == 'none'}",
-        "epoch": str(job.epoch),
-        "tools": packed.versions("squashfs"),
-        "code": layers.code(__file__, disk.__file__, packed.__file__),
+        "disk": f"{image.conda.prefix} {image.disk.slot} {image.disk.compression == 'none'}",
+        "epoch": str(parts.job.epoch),
+        "tools": {} if image.disk.compression == "none" else packed.versions("squashfs"),
+        "code": layers.code(
+            __file__, disk.__file__, *(str(one.__file__) for one in (overlay, packed, squashfs))
+        ),
     }
-
-    def make_image(to: Path, work: Path) -> None:
-        step.update("packing the environments")
-        top = _write(stamp, {}, work / "stamp", job.epoch)
-        stack = [top, parts.provisioned.path, parts.linked.path]
-        disk.environment(
-            to,
-            stack,
-            prefix,
-            compression=job.image.disk.compression,
-            slot=job.image.disk.slot,
-            epoch=job.epoch,
-            work=work,
-        )
-
-    image = job.store.get(
-        "image",
-        image_parts,
-        make_image,
-        name="environments.squashfs",
-        subject=job.image.name,
-        progress=step.update,
-        read=False,
-    )
-    step.note(told(root=around, environments=image))
-    partitions = disk.plan(job.image.disk.size, job.image.disk.slot, job.image.platform)
-    slot = next(one for one in partitions if one.name == disk.ENVIRONMENTS[0])
-    return DiskImage(
-        path=around.path,
-        format="raw",
-        key=layers.digest_of([around.key, image.key]),
-        inputs=parts.inputs(),
-        around=around.key,
-        inserts=(Piece(path=image.path, at=slot.start * disk.SECTOR, packed=True),),
-    )
 
 
 def _mounted(prefix: str) -> tuple[dict[str, str], dict[str, str]]:

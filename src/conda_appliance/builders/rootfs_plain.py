@@ -8,16 +8,14 @@ follows from the lock alone, whatever was built before.
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from conda_appliance import disk, layers, log, overlay, prefix_check, resources, sparse
 from conda_appliance.builders.job import DiskImage
-from conda_appliance.builders.rootfs_disk import Parts
+from conda_appliance.builders.rootfs_disk import Parts, room
 from conda_appliance.layers import Layer
 from conda_appliance.overlay import Added, Additions
 from conda_appliance.sparse import Piece
@@ -65,11 +63,12 @@ class _Plain:
         self.step.update("adding the environments")
         whole, outline = filled.path / _DISK, filled.path / _OUTLINE
         need = sum(one.about.st_size for one in rest.paths) + (256 << 20)
-        with self._place(made, need, holes=True) as (made, to):
+        with room(self.parts, self.step, made, need, holes=True) as (made, to):
             if made.memory is None:
+                made = replace(made, path=to)
                 layers.copy(whole, to)
             else:
-                over = (Piece(path=to, at=0, over=True),)
+                over = (Piece(source=to, at=0, over=True),)
                 made = replace(made, path=whole, inserts=over, around=filled.key)
                 with outline.open("rb") as file, to.open("r+b") as memory:
                     memory.truncate(outline.stat().st_size)
@@ -81,35 +80,10 @@ class _Plain:
 
     def whole(self, made: DiskImage) -> DiskImage:
         """All of it at once: the slow way, which can write whatever a file system can hold."""
-        with self._place(made, 2 * self.parts.size()) as (made, to):
+        with room(self.parts, self.step, made, 2 * self.parts.size()) as (made, to):
             self._begin(to, self.stack, self.work)
             self._finish(to)
-        return made
-
-    @contextmanager
-    def _place(self, made: DiskImage, need: int, *, holes: bool = False) -> Iterator[tuple[DiskImage, Path]]:
-        """The disk ``made`` with its file: in memory where ``need`` bytes are free, else in a folder of its own.
-
-        With ``holes``, in memory only where that keeps them. It is let go of if writing it fails.
-        """
-        memory = resources.memory_file(need)
-        if memory is not None and holes and not sparse.keeps_holes(memory):
-            os.close(memory)
-            memory = None
-        if memory is not None:
-            to = Path(f"/proc/{os.getpid()}/fd/{memory}")
-            made = replace(made, path=to, memory=memory)
-        else:
-            scratch = self.parts.tree.folder.parent / ("disk-above" if self.parts.above else "disk")
-            scratch.mkdir()
-            to = scratch / _DISK
-            made = replace(made, path=to, scratch=scratch)
-        try:
-            yield made, to
-        except BaseException:
-            made.release()
-            raise
-        self.step.note("in memory" if memory is not None else "in a file")
+        return replace(made, path=to)
 
     def large(self) -> tuple[Layer, Additions]:
         """The disk that has the large packages of the environments, and what is yet to be added to it.
