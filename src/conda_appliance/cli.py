@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import gc
+import importlib
 import os
 import signal
 import sys
@@ -12,20 +13,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 import conda_appliance
-from conda_appliance import (
-    cli_bill,
-    cli_cache,
-    cli_definition,
-    cli_disc,
-    cli_image,
-    cli_options,
-    cli_result,
-    log,
-    namespace,
-    network,
-    process,
-    redact,
-)
+from conda_appliance import cli_options, log, namespace, network, process, redact
 from conda_appliance.errors import (
     DISK_FULL,
     ApplianceError,
@@ -33,8 +21,22 @@ from conda_appliance.errors import (
     Interrupted,
 )
 
+#: All verbs in the order of the help, by the module that knows them. It is loaded when one of its verbs is asked for:
+#: to load all of them takes longer than a build that has nothing to do.
+VERBS = {
+    "cli_definition": ("init", "validate", "show", "schema", "formats", "lock", "fetch"),
+    "cli_image": ("render", "build", "boot", "ssh", "check", "catalog"),
+    "cli_disc": ("disc",),
+    "cli_result": ("verify", "diff"),
+    "cli_bill": ("sbom", "licences", "cves"),
+    "cli_cache": ("cache", "clean"),
+}
+
 #: The verbs that make or remove trees of files with other owners than ours.
 _AS_ROOT = ("lock", "build", "render", "verify", "cache", "clean", "sbom", "licences", "cves", "diff")
+#: The kinds of discs that do so, and the others that ``disc IMAGE`` makes.
+_DISCS_AS_ROOT = ("payload", "userspace", "live", "installer")
+_DISCS = (*_DISCS_AS_ROOT, "seed")
 
 _MAIN = """\
 From one definition to a machine:
@@ -48,8 +50,8 @@ Results go to stdout, progress to stderr. `conda-appliance VERB --help` tells mo
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """The whole command line, from which help and shell completion are made."""
+def parser(verb: str = "") -> argparse.ArgumentParser:
+    """The whole command line, from which help and shell completion are made; or as much of it as ``verb`` needs."""
     top = argparse.ArgumentParser(
         prog="conda-appliance",
         description="Golden VM images that carry conda environments, from one definition and one lock.\n\n"
@@ -65,22 +67,10 @@ def parser() -> argparse.ArgumentParser:
         help="print the completion script of a shell: bash, zsh, tcsh",
     )
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
-    cli_definition.add(verbs)
-    cli_image.add(verbs)
-    one = cli_options.parser(
-        verbs,
-        "disc",
-        cli_disc.help_,
-        "make an ISO 9660 disc for machines without a network, or read, verify, write one",
-        cli_disc.TEXT,
-    )
-    one.usage = (
-        "conda-appliance disc IMAGE KIND …  |  disc ls FILE  |  disc verify FILE  |  disc write FILE DEVICE"
-    )
-    cli_disc.add(one.add_subparsers(dest="disc", metavar="KIND", required=True))
-    cli_result.add(verbs)
-    cli_bill.add(verbs)
-    cli_cache.add(verbs)
+    known = any(verb in names for names in VERBS.values())
+    for module, names in VERBS.items():
+        if verb in names or not known:
+            importlib.import_module(f"conda_appliance.{module}").add(verbs)
     return top
 
 
@@ -104,8 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: Sequence[str]) -> int:
     try:
         network.keep_proxy_secrets()
-        args = parser().parse_args(cli_disc.kind_first(words))
-        if args.verb in _AS_ROOT or getattr(args, "disc", "") in cli_disc.AS_ROOT:
+        words = _kind_first(words)
+        args = parser(words[0] if words else "").parse_args(words)
+        if args.verb in _AS_ROOT or getattr(args, "disc", "") in _DISCS_AS_ROOT:
             namespace.become_root(words)
         code: int = args.run(args)
     except DefinitionError as error:
@@ -120,6 +111,13 @@ def _run(words: Sequence[str]) -> int:
     except OSError as error:
         return _tell(_from_system(error))
     return code
+
+
+def _kind_first(words: Sequence[str]) -> Sequence[str]:
+    """``disc IMAGE KIND …`` as argparse takes it, ``disc KIND IMAGE …``; anything else as it is."""
+    if len(words) > 2 and words[0] == "disc" and words[2] in _DISCS and words[1] not in _DISCS:
+        return [words[0], words[2], words[1], *words[3:]]
+    return words
 
 
 def _from_system(error: OSError) -> ApplianceError:
@@ -149,6 +147,7 @@ def entry_point() -> None:
     """The console script. Threads of libraries can hold or crash an interpreter that ends: leave at once."""
     gc.freeze()  # modules stay; to look through them again and again took a tenth of a small build's time
     gc.set_threshold(200_000, 20, 20)
+    gc.enable()
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -5,19 +5,14 @@ from __future__ import annotations
 import argparse
 import stat
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from conda_appliance import cli_options, disc, discs, log
 from conda_appliance.errors import UsageError
 
-#: What ``disc IMAGE`` can make.
-_KINDS = ("payload", "userspace", "live", "installer", "seed")
-#: … and of these, what is made from trees of files with other owners than ours.
-AS_ROOT = ("payload", "userspace", "live", "installer")
-
-TEXT = """\
+_TEXT = """\
 Make one from a definition and its lock, or from a result in out/:
 
   conda-appliance disc images/hello.yaml payload      installs on a machine that already runs Linux
@@ -36,8 +31,17 @@ Look at one, and bring it to a stick:
 """
 
 
-def add(kinds: Any) -> None:
-    """What follows ``disc``. The parser has the kind before the image; people say it after (`kind_first`)."""
+def add(verbs: Any) -> None:
+    """The verb ``disc`` and what follows it: the kind before the image, though people say it after (`cli.main`)."""
+    top = cli_options.parser(
+        verbs,
+        "disc",
+        _help,
+        "make an ISO 9660 disc for machines without a network, or read, verify, write one",
+        _TEXT,
+        usage="conda-appliance disc IMAGE KIND …  |  disc ls FILE  |  disc verify FILE  |  disc write FILE DEVICE",
+    )
+    kinds = top.add_subparsers(dest="disc", metavar="KIND", required=True)
 
     def kind(
         name: str, run: Callable[[argparse.Namespace], int], usage: str, brief: str, text: str
@@ -179,14 +183,7 @@ def _place(one: argparse.ArgumentParser) -> None:
     one.add_argument("--to", type=Path, metavar="DIR", help="where (default: out/NAME/discs)")
 
 
-def kind_first(argv: Sequence[str]) -> Sequence[str]:
-    """``disc IMAGE KIND …`` as argparse takes it, ``disc KIND IMAGE …``; anything else as it is."""
-    if len(argv) > 2 and argv[0] == "disc" and argv[2] in _KINDS and argv[1] not in _KINDS:
-        return [argv[0], argv[2], argv[1], *argv[3:]]
-    return argv
-
-
-def help_(_args: argparse.Namespace) -> int:
+def _help(_args: argparse.Namespace) -> int:
     raise UsageError("say what kind of disc, or what to do with one", hint="conda-appliance disc --help")
 
 

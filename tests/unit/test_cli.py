@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 from pathlib import Path
 
@@ -38,6 +40,13 @@ def run(*words: str) -> int:
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONDA_APPLIANCE_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
+
+
+def test_each_verb_is_known_by_the_module_that_is_loaded_for_it() -> None:
+    for module, verbs in cli.VERBS.items():
+        choices = argparse.ArgumentParser().add_subparsers()
+        importlib.import_module(f"conda_appliance.{module}").add(choices)
+        assert tuple(choices.choices) == verbs, module
 
 
 @pytest.mark.parametrize("verb", VERBS)
