@@ -10,6 +10,7 @@ https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/ (copyright fi
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -180,6 +181,7 @@ def make(
     )
 
 
+@functools.cache
 def expression(text: str) -> str:
     """``text`` as an SPDX expression, or nothing where it is none."""
     try:

@@ -94,6 +94,9 @@ class _Merge:
         """Merge the folder ``at`` of the trees ``layers``, the uppermost first."""
         if all(number in self.held for number in layers):
             return
+        if len(layers) == 1:
+            self._alone(at, layers[0])
+            return
         entries: dict[str, list[tuple[int, os.stat_result]]] = {}
         for number in layers:
             for name, about in self._inside(number, at):
@@ -105,6 +108,18 @@ class _Merge:
                 below.append((f"{path}/", inner))
         for path, inner in below:
             self.folder(path, inner)
+
+    def _alone(self, at: str, number: int) -> None:
+        """Take the folder ``at`` of a tree as it is: nothing lies over it or below it. Most of a tree is like that."""
+        below = []
+        for name, about in sorted(self._inside(number, at)):
+            if stat.S_ISDIR(about.st_mode):
+                self.found.append(Added(path=at + name, tree=number, about=about))
+                below.append(f"{at}{name}/")
+            else:
+                self._add(at + name, number, about, None)
+        for path in below:
+            self._alone(path, number)
 
     def _inside(self, number: int, at: str) -> Sequence[tuple[str, os.stat_result]]:
         """What the folder ``at`` of a tree holds."""
