@@ -293,8 +293,20 @@ def _never_to_another(request: requests.PreparedRequest, answer: requests.Respon
     request.headers.pop("Proxy-Authorization", None)
 
 
+#: One for each file that is fetched: several images of one process may want the same.
+_FETCHED: dict[Path, threading.Lock] = {}
+
+
 def _fetch_one(one: Download, run: _Run) -> None:
     target = run.cache.blob(one.sha256)
+    with _FETCHED.setdefault(target, threading.Lock()):
+        if not target.is_file():
+            _fetch_whole(one, target, run)
+    run.tell(one, target.stat().st_size, done=True)
+
+
+def _fetch_whole(one: Download, target: Path, run: _Run) -> None:
+    """Bring a file to ``target``, which appears when it is whole and verified."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = _part(target)
     resumed = part.exists()
@@ -312,7 +324,6 @@ def _fetch_one(one: Download, run: _Run) -> None:
             hint=f"if its server changed it on purpose: {_UPGRADE}",
         )
     part.replace(target)
-    run.tell(one, target.stat().st_size, done=True)
 
 
 def _part(target: Path) -> Path:

@@ -129,6 +129,41 @@ def test_the_same_file_wanted_twice_is_fetched_once(server: Server, cache: Cache
     assert len(server.asked) == 1
 
 
+def test_several_images_of_one_run_that_want_the_same_file_fetch_it_once(
+    server: Server, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each fetches what its lock names, at the same time; the one that is not first waits for the file."""
+    server.files["/file"] = CONTENT
+    entered, both = threading.Semaphore(0), threading.Event()
+    one, whole = sources._fetch_one, sources._fetch_whole
+
+    def entering(wanted: Download, run: sources._Run) -> None:
+        entered.release()
+        one(wanted, run)
+
+    def slow(wanted: Download, target: Path, run: sources._Run) -> None:
+        assert both.wait(60), "the other one did not come"
+        whole(wanted, target, run)
+
+    monkeypatch.setattr(sources, "_fetch_one", entering)
+    monkeypatch.setattr(sources, "_fetch_whole", slow)
+    said: list[list[str]] = []
+    threads = [
+        threading.Thread(target=lambda: said.append(fetch(cache, download(f"{server.url}/file"))))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    assert entered.acquire(timeout=60) and entered.acquire(timeout=60)
+    both.set()
+    for thread in threads:
+        thread.join(60)
+    assert server.asked == [("/file", "")]
+    assert [lines[-1] for lines in said] == ["1/1 files, 2.0 MiB of 2.0 MiB"] * 2
+    assert cache.verified(sha256(CONTENT), "file").read_bytes() == CONTENT
+    assert parts(cache) == []
+
+
 def test_a_file_url_and_a_plain_path_are_copied(tmp_path: Path, cache: Cache) -> None:
     with_space = tmp_path / "my file"
     with_space.write_bytes(b"one")
