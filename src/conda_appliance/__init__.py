@@ -84,7 +84,11 @@ post_link    5 packages' post-link scripts, run in the tree of the machine
 pypi         5 what is asked of PyPI → wheels, for the machine and its conda packages
 wheels       5 locked wheels → files of a linked environment
 slim         5 linked environments → the same without some parts, with true records
-channel      5 a folder of recipes → a channel of real conda packages
+channel      6 a folder of recipes → a channel of real conda packages
+channel_job  4 what the makers of such packages share
+channel_library 5 the shared objects of Debian's packages → conda packages
+channel_python 5 Debian's source of CPython → the interpreter as a conda package
+channel_wheels 5 pinned wheels of PyPI → conda packages
 distribution 6 Miniforge, Miniconda, any installer of constructor's → the environment that it makes
 system_files 4 the settings of a machine's system, beside Debian's own
 once         4 what Debian's packages start again and again while they are configured, started once
@@ -105,9 +109,9 @@ basedisk     6 a Debian root file system or a cloud image → the disk that Pack
 machine      6 Machine: QEMU, serial log, SSH; the only paramiko
 export       6 disk image → artifacts, side by side
 boxes        6 a disk that has Vagrant's user → a Vagrant box
-resolve      7 definition → Lock
-places       6 where a definition's channels are here, and their packages in a lock
-fetching     7 lock → verified files in the cache
+resolve      8 definition → Lock
+places       7 where a definition's channels are here, and their packages in a lock
+fetching     8 lock → verified files in the cache
 payload_disc 8 environments and install.sh → the payload disc for a machine that runs Linux
 cyclonedx    7 a bill of materials as CycloneDX
 spdx         7 a bill of materials as SPDX
@@ -117,7 +121,7 @@ plain        8 environments → a tar for any prefix, and an installer in one fi
 userspace_disc 8 environments and mount.sh → the disc that a machine runs them from
 builders/    8 a Protocol; packer.py boots the base, rootfs.py does not; both run the playbook
 catalog      7 the boxes of several versions → the catalog that Vagrant adds and updates from
-locking      8 a definition's lock: written, moved, exported, read; what it names, fetched
+locking      9 a definition's lock: written, moved, exported, read; what it names, fetched
 check        8 testinfra on a Machine → CheckReport
 results      7 out/NAME/: finished builds, the latest, what a failure left
 identity     8 a build's id: the hash of everything that decides the image

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conda_appliance import channel, recipes, resources
+from conda_appliance import channel, channel_library, recipes, resources
 from conda_appliance.errors import HashMismatch, UsageError
 from conda_appliance.recipes import Recipes, Wheel
 
@@ -77,7 +77,7 @@ def test_compilers_are_asked_for_only_where_python_is_compiled() -> None:
     ],
 )
 def test_debian_versions_lose_epoch_and_revision(debian: str, conda: str) -> None:
-    assert channel.conda_version(debian) == conda
+    assert channel_library.conda_version(debian) == conda
 
 
 def test_a_flipped_byte_in_a_kept_package_is_caught_by_name(tmp_path: Path) -> None:
