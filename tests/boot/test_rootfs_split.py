@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from tests.boot.conftest import ROOT, cli
 
@@ -13,15 +14,8 @@ from tests.boot.conftest import ROOT, cli
 def test_it_passes_the_same_checks_and_a_changed_environment_rewrites_its_partition_alone(
     hello_rootfs: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(ROOT / "images", tmp_path / "images")
-    path = tmp_path / "images/hello.yaml"
-    path.write_text(
-        path.read_text().replace("disk: {size: 4GiB,", "disk: {size: 4GiB, layout: split, slot: 256MiB,")
-    )
-    out = tmp_path / "out"
-    done = cli("build", "--lock", path, "--out", out)
-    assert done.returncode == 0, done.stderr
-    folder = Path(done.stdout.strip())
+    path, out = split(tmp_path, "zstd"), tmp_path / "out"
+    folder = built("--lock", path, "--out", out)
     assert json.loads((folder / "manifest.json").read_text())["check"]["failed"] == 0
     first = raw(folder, tmp_path / "first.raw")
     partitions = {one["name"]: one for one in table(first)}
@@ -31,7 +25,7 @@ def test_it_passes_the_same_checks_and_a_changed_environment_rewrites_its_partit
     done = cli("build", "--lock", "--no-check", path, "--out", out)
     assert done.returncode == 0, done.stderr
     assert "playbook unchanged" in done.stderr
-    assert "root unchanged; environments made" in done.stderr
+    assert "root unchanged" in done.stderr
     second = raw(Path(done.stdout.strip()), tmp_path / "second.raw")
     for name, one in partitions.items():
         same = content(first, one) == content(second, one)
@@ -40,14 +34,50 @@ def test_it_passes_the_same_checks_and_a_changed_environment_rewrites_its_partit
     assert not content(second, partitions["environment-b"]).strip(b"\0")
 
 
+def test_what_is_not_compressed_has_the_same_environment_and_passes_the_same_checks(
+    hello_rootfs: Path, tmp_path: Path
+) -> None:
+    """It is read from where it was linked; mksquashfs packs the other one."""
+    compressed = built("--lock", "--no-check", split(tmp_path / "one", "zstd"), "--out", tmp_path / "out")
+    listed = environment(compressed, tmp_path / "one.raw")
+    plain = built("--lock", split(tmp_path / "other", "none"), "--out", tmp_path / "out")
+    assert json.loads((plain / "manifest.json").read_text())["check"]["failed"] == 0
+    assert not {"stamp", "disk"} & {one.name for one in plain.iterdir()}, "what was only needed meanwhile"
+    assert environment(plain, tmp_path / "other.raw") == listed
+
+
+def split(folder: Path, compression: str) -> Path:
+    """images/hello.yaml in ``folder``, with its environments in a partition of their own."""
+    shutil.copytree(ROOT / "images", folder / "images")
+    path = folder / "images/hello.yaml"
+    disk = f"disk: {{size: 4GiB, layout: split, slot: 256MiB, compression: {compression},"
+    path.write_text(path.read_text().replace("disk: {size: 4GiB,", disk))
+    return path
+
+
+def built(*words: str | Path) -> Path:
+    done = cli("build", *words)
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip())
+
+
+def environment(folder: Path, disk: Path) -> list[str]:
+    """What is in the environments' partition: kinds, modes, owners, sizes, times, names, targets."""
+    one = next(one for one in table(raw(folder, disk)) if one["name"] == "environment-a")
+    said = subprocess.check_output(
+        ["unsquashfs", "-offset", str(one["start"] * 512), "-lln", disk], text=True
+    )
+    return sorted(said.splitlines())
+
+
 def raw(folder: Path, to: Path) -> Path:
     subprocess.run(["qemu-img", "convert", "-O", "raw", folder / "hello.qcow2", to], check=True)
     return to
 
 
-def table(disk: Path) -> list[dict[str, int]]:
+def table(disk: Path) -> list[dict[str, Any]]:
     said = subprocess.check_output(["sfdisk", "--json", disk])
-    found: list[dict[str, int]] = json.loads(said)["partitiontable"]["partitions"]
+    found: list[dict[str, Any]] = json.loads(said)["partitiontable"]["partitions"]
     return found
 
 
