@@ -85,6 +85,7 @@ class _Merge:
     trees: Sequence[str]
     held: frozenset[int]
     known: Sequence[Contents | None]
+    only: str = ""
     removed: list[Removed] = field(default_factory=list)
     found: list[Added] = field(default_factory=list)
     twins: dict[tuple[int, int], str] = field(default_factory=dict)
@@ -122,11 +123,17 @@ class _Merge:
             self._alone(path, number)
 
     def _inside(self, number: int, at: str) -> Sequence[tuple[str, os.stat_result]]:
-        """What the folder ``at`` of a tree holds."""
+        """What the folder ``at`` of a tree holds; above the one that is asked for, what leads there."""
+        found: Sequence[tuple[str, os.stat_result]]
         if (known := self.known[number]) is not None:
-            return known.inside.get(at, ())
-        with os.scandir(f"{self.trees[number]}/{at}") as inside:
-            return [(entry.name, entry.stat(follow_symlinks=False)) for entry in inside]
+            found = known.inside.get(at, ())
+        else:
+            with os.scandir(f"{self.trees[number]}/{at}") as inside:
+                found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in inside]
+        if at != self.only and self.only.startswith(at):
+            wanted = self.only[len(at) :].partition("/")[0]
+            return [one for one in found if one[0] == wanted]
+        return found
 
     def attributes(self, number: int, path: str) -> list[str]:
         """The names of the extended attributes of what a tree has at ``path``."""
@@ -196,17 +203,23 @@ class _Merge:
 
 
 def additions(
-    trees: Sequence[Path], held: frozenset[int], known: Mapping[Path, Contents] | None = None
+    trees: Sequence[Path],
+    held: frozenset[int],
+    known: Mapping[Path, Contents] | None = None,
+    *,
+    only: str = "",
 ) -> Additions:
     """What the file system that holds the trees whose numbers are ``held`` needs to hold all of ``trees``.
 
-    They are the uppermost first; those that are in ``known`` are not looked into again. Raises CannotAdd for a device
+    They are the uppermost first; those that are in ``known`` are not looked into again. ``only`` is a folder without
+    which, and without the folders above it, nothing is asked for. Raises CannotAdd for a device
     or a pipe, for extended attributes, and where a folder is hidden and the file system holds several trees.
     """
     merge = _Merge(
         trees=[os.fspath(tree) for tree in trees],
         held=held,
         known=[(known or {}).get(tree) for tree in trees],
+        only=f"{only.strip('/')}/" if only else "",
     )
     merge.folder("", range(len(trees)))
     for one in merge.found:

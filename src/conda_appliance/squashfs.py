@@ -13,7 +13,7 @@ import os
 import stat
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,7 +76,7 @@ class Image:
         prefix: str,
         *,
         epoch: int,
-        known: dict[Path, overlay.Contents] | None = None,
+        known: Mapping[Path, overlay.Contents] | None = None,
     ) -> None:
         #: The parts that it consists of: where each begins, and its bytes or the file that has them.
         self._starts: list[int] = []
@@ -84,7 +84,8 @@ class Image:
         #: Its length in bytes.
         self.size = 0
         self._add(b"", _SUPER.size)
-        root = self._tree(trees, overlay.additions(trees, frozenset(), known), prefix.strip("/") + "/")
+        found = overlay.additions(trees, frozenset(), known, only=prefix)
+        root = self._tree(trees, found, prefix.strip("/") + "/")
         tables = _Tables()
         tables.write(root, root.number)
         head, tail = tables.finish(root, self.size, epoch)

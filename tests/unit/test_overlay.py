@@ -71,6 +71,20 @@ def test_what_no_held_tree_has_is_added_folders_before_what_they_hold(tmp_path: 
     ]
 
 
+def test_one_folder_may_be_asked_for_whatever_else_there_is(tmp_path: Path) -> None:
+    above = tree(tmp_path / "above", opt__conda__bin__python="", opt__condar="", etc__motd="")
+    os.mkfifo(above / "etc/no-file")
+    below = tree(tmp_path / "below", opt__conda__bin__pip="", opt__other="")
+    found = overlay.additions([above, below], frozenset(), only="/opt/conda")
+    assert [(one.path, one.tree) for one in found.paths] == [
+        ("opt", 0),
+        ("opt/conda", 0),
+        ("opt/conda/bin", 0),
+        ("opt/conda/bin/pip", 1),
+        ("opt/conda/bin/python", 0),
+    ]
+
+
 def test_what_a_held_tree_above_has_wins(tmp_path: Path) -> None:
     above = tree(tmp_path / "above", opt__conda__settings="of the machine")
     middle = tree(tmp_path / "middle", opt__conda__settings="of the package", opt__conda__more="")
