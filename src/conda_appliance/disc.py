@@ -26,7 +26,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, TYPE_CHECKING, Any
 
-from conda_appliance import disctree, hybrid, lazy
+from conda_appliance import disctree, hybrid, lazy, resources
 from conda_appliance.definition import DiscDefinition
 from conda_appliance.disctree import File, Folder, Input, Link, Names, Stream
 from conda_appliance.errors import BuildError, HashMismatch
@@ -72,7 +72,7 @@ def write(
     Raises BuildError for inputs that are missing, unknown, or of a kind that a disc cannot hold.
     """
     root = disctree.plan(definition, inputs)
-    temporary = to.with_name(f".{to.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    temporary = to.with_name(f".{to.name}.{resources.own_name()}.tmp")
     try:
         with _pinned(epoch), _uncollected():
             _master(definition, root, temporary, boot)

@@ -250,7 +250,7 @@ def _export(
 ) -> str:
     """Bring a commit's files into the cache as a tar; returns its SHA-256."""
     where = _place_of(url, folder) if re.match(r"[./~]", url) else url
-    with resources.work_folder(cache.root / "git", f"export-{os.getpid()}") as work:
+    with resources.work_folder(cache.root / "git", f"export-{resources.own_name()}") as work:
         git.export(where, commit, work / "tree.tar", cache=cache.root, progress=progress)
         sha256 = resources.sha256_of(work / "tree.tar")
         cache.blob(sha256).parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,6 @@ conda package in the environment and leave it out of ``pip``.
 
 from __future__ import annotations
 
-import os
 import re
 import tomllib
 import zipfile
@@ -279,7 +278,7 @@ def _ask(
     known = [one for one in _MANYLINUX if tuple(map(int, one.split("_"))) <= glibc]
     if not known:
         raise UsageError(f"no wheels are made for glibc {wanted.glibc}; 2.17 is the oldest")
-    with resources.work_folder(resources.cache_root() / "pip", str(os.getpid())) as work:
+    with resources.work_folder(resources.cache_root() / "pip", resources.own_name()) as work:
         (work / "requirements.in").write_text("".join(f"{one}\n" for one in requirements), encoding="utf-8")
         (work / "excluded.in").write_text("".join(f"{one}\n" for one in excluded), encoding="utf-8")
         (work / "constraints.in").write_text("".join(f"{one}\n" for one in constraints), encoding="utf-8")

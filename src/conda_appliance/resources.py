@@ -66,7 +66,7 @@ def sha256_of(path: Path) -> str:
 
 def write(path: Path, text: str) -> None:
     """Write a small file in one step: readers see the old text or the new one, whoever else writes it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    temporary = path.with_name(f".{path.name}.{own_name()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
@@ -125,6 +125,11 @@ def size_text(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     raise AssertionError
+
+
+def own_name() -> str:
+    """A name that nobody else has at the same time: several images of one process work side by side."""
+    return f"{os.getpid()}-{threading.get_ident()}"
 
 
 @contextmanager

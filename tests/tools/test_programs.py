@@ -9,13 +9,14 @@ import sys
 import tarfile
 import zipapp
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import wheels_made
 
-from conda_appliance import definition, git, process, programs, pypi, sources
+from conda_appliance import definition, git, process, programs, pypi, resources, sources
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import BuildError, DefinitionError, HashMismatch, LockError, UsageError
 from conda_appliance.layers import Store
@@ -150,6 +151,18 @@ def test_a_commit_gives_the_same_bytes_wherever_it_is_fetched_from(place: Place,
             for where in ("./repo", bare.as_uri(), f"{url}/repo.git")
         }
     assert len(digests) == 1
+
+
+def test_images_of_one_batch_may_bring_the_same_commit_at_once(place: Place) -> None:
+    commit = place.repository()
+    locked = lock_of(
+        place.lock(
+            place.define({"git": {"url": "./repo", "commit": commit}}, command="python {program}/run.py")
+        )
+    )
+    resources.remove(place.cache.root)
+    found = process.side_by_side(*[partial(place.fetch, locked)] * 4, workers=4)
+    assert len({tuple(one.items()) for one in found}) == 1
 
 
 def test_what_git_cannot_give_whole_is_refused(place: Place, tmp_path: Path) -> None:

@@ -63,7 +63,9 @@ class Job:
         """What `appliance-verify` compares the machine with; ``files`` are the definition's, as they are laid down."""
         if files is not None:
             return inventory.text(self.image, linked, files)
-        with resources.work_folder(self.store.root / "work", f"{self.image.name}-files") as work:
+        with resources.work_folder(
+            self.store.root / "work", f"{self.image.name}-{self.identity}-files"
+        ) as work:
             playbook.lay_files(self.image, self.folder, work / "files")
             return inventory.text(self.image, linked, work / "files")
 
