@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from conda_appliance import build as builds
 from conda_appliance import cache, definition, log, process
 from conda_appliance.build import Result
-from conda_appliance.errors import ApplianceError, UsageError
+from conda_appliance.errors import ApplianceError, UsageError, of_system
 from conda_appliance.platforms import PLATFORMS
 
 
@@ -38,7 +39,7 @@ def build(paths: Sequence[Path], *, platform: str | None = None, **options: Any)
         return [builds.build(path, platform=one, **options)]
     started = time.monotonic()
     # One for all: a layer that several images share is verified once.
-    store = cache.layer_store(explain=options.get("explain", False), once=True)
+    store = cache.layer_store(explain=options.get("explain", False))
     options = {"store": store, **options}
     tasks = [partial(_one, path, one, name, options) for name, (path, one) in wanted.items()]
     outcomes = process.side_by_side(*tasks, workers=os.cpu_count() or 1)
@@ -55,8 +56,13 @@ def _one(path: Path, platform: str, name: str, options: dict[str, Any]) -> Resul
     try:
         return builds.build(path, platform=platform, label=name, **options)
     except ApplianceError as error:
-        log.error(f"{name}: {error.message}")
-        return error
+        failure = error
+    except OSError as error:
+        if error.errno == errno.ENOSPC:  # everybody's: all end, and it is told once
+            raise
+        failure = of_system(error)
+    log.error(f"{name}: {failure.message}")
+    return failure
 
 
 def _summarise(outcomes: dict[str, Result | ApplianceError], seconds: float) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import gc
 import importlib
 import os
@@ -13,13 +12,8 @@ from collections.abc import Sequence
 from types import FrameType
 
 import conda_appliance
-from conda_appliance import cli_options, log, namespace, network, process, redact
-from conda_appliance.errors import (
-    DISK_FULL,
-    ApplianceError,
-    DefinitionError,
-    Interrupted,
-)
+from conda_appliance import cli_options, errors, log, namespace, network, process, redact
+from conda_appliance.errors import ApplianceError, DefinitionError, Interrupted
 
 #: All verbs in the order of the help, by the module that knows them. It is loaded when one of its verbs is asked for:
 #: to load all of them takes longer than a build that has nothing to do.
@@ -109,7 +103,7 @@ def _run(words: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return _tell(_from_system(error))
+        return _tell(errors.of_system(error))
     return code
 
 
@@ -118,15 +112,6 @@ def _kind_first(words: Sequence[str]) -> Sequence[str]:
     if len(words) > 2 and words[0] == "disc" and words[2] in _DISCS and words[1] not in _DISCS:
         return [words[0], words[2], words[1], *words[3:]]
     return words
-
-
-def _from_system(error: OSError) -> ApplianceError:
-    """What the operating system refused (a full disk, a folder that is not ours), in one line."""
-    what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    wrapped = ApplianceError(what)
-    if error.errno == errno.ENOSPC:
-        wrapped.hint = f"the disk is full: {DISK_FULL}"
-    return wrapped
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -6,6 +6,7 @@ hint says the next step.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -101,3 +102,9 @@ class Interrupted(ApplianceError):
     """The user or the system asked us to stop (exit 130)."""
 
     exit_code = 130
+
+
+def of_system(error: OSError) -> ApplianceError:
+    """What the operating system refused (a full disk, a folder that is not ours), in one line."""
+    what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    return ApplianceError(what, hint=f"the disk is full: {DISK_FULL}" if error.errno == errno.ENOSPC else "")
