@@ -124,7 +124,7 @@ def build(
         results.partial(home, build_id, keep_failed) as work,
     ):
         inputs = locking.bring(image, locked, path, blobs, offline=offline)
-        store = store or layers.Store(blobs.root / layers.FOLDER, explain=explain, once=True)
+        store = store or layers.Store(blobs.root / layers.FOLDER, explain=explain)
         job = job_for(image, locked, path, build_id, store, inputs, keep_failed=keep_failed)
         used: dict[str, str] = {}
         disk = bootable = None

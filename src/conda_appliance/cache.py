@@ -9,10 +9,10 @@ from pathlib import Path
 from conda_appliance import layers, log, process, resources, sources
 
 
-def layer_store(*, explain: bool = False, once: bool = False) -> layers.Store:
+def layer_store(*, explain: bool = False) -> layers.Store:
     """The layers of the cache (`layers.Store`), after what dead runs left has been cleared away."""
     with opened() as blobs:
-        return layers.Store(blobs.root / layers.FOLDER, explain=explain, once=once)
+        return layers.Store(blobs.root / layers.FOLDER, explain=explain)
 
 
 @contextmanager

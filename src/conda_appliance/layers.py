@@ -140,12 +140,11 @@ def _short(value: object) -> str:
 class Store:
     """The layers of a cache. ``explain`` tells, for each layer that has to be made, every input that changed.
 
-    With ``once``, what was verified or made is not verified again until `release`: one run uses a layer many times.
+    What was verified or made is not verified again until `release`: one run uses a layer many times.
     """
 
     root: Path
     explain: bool = False
-    once: bool = False
     _held: list[int] = field(default_factory=list)
     _known: dict[Path, Layer] = field(default_factory=dict)
 
@@ -294,8 +293,7 @@ class Store:
             return found
 
     def _know(self, layer: Layer) -> None:
-        if self.once:
-            self._known[layer.path] = replace(layer, made=False, why=())
+        self._known[layer.path] = replace(layer, made=False, why=())
 
     def _hold(self, folder: Path) -> bool:
         """Keep a layer from being pruned while this process lives (a shared flock(2) on its record)."""

@@ -144,7 +144,8 @@ def work_folder(parent: Path, name: str, *, wait: Callable[[str], None] | None =
     folder = parent / f"{name}.partial"
     lock = filelock.FileLock(parent / f"{name}.partial.lock")
     try:
-        lock.acquire(timeout=0)
+        # A `sweep` that looks whether the owner of a new lock lives holds it for a moment.
+        lock.acquire(timeout=1 if wait is None else 0, poll_interval=0.05)
     except filelock.Timeout:
         if wait is None:
             raise BuildError(

@@ -136,7 +136,7 @@ def rebuild(image: str, *, out: Path, offline: bool, platform: str | None = None
         )
     target = out.resolve() / parsed.name
     with resources.work_folder(target, ".rebuild") as work:
-        store = layers.Store(work / "layers", once=True)
+        store = layers.Store(work / "layers")
         made = build.build(
             path,
             out=work / "out",

@@ -139,22 +139,6 @@ def refuses_passwords(port: int) -> None:
             assert caught.value.allowed_types == ["publickey"]
 
 
-def test_a_failed_check_is_exit_5_with_its_name_and_the_console(
-    hello: Path, out: Path, tmp_path: Path
-) -> None:
-    own = copy_of_hello(tmp_path)
-    (own / "hello/checks/test_hello.py").write_text(
-        "def test_this_machine_makes_coffee(host):\n    assert host.file('/dev/coffee').exists\n"
-    )
-    report = tmp_path / "report"
-    done = cli("check", own / "hello.yaml", "--out", out, "--report", report)
-    assert done.returncode == 5, done.stderr
-    assert "test_this_machine_makes_coffee" in done.stderr
-    assert "1 failed" in done.stderr
-    assert list(report.glob("*.xml"))
-    assert any(path.stat().st_size > 1000 for path in report.glob("*.log"))
-
-
 def copy_of_hello(folder: Path) -> Path:
     """images/hello.yaml with all that it names and its lock, in a folder of its own."""
     own = folder / "images"

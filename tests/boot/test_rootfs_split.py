@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.boot.conftest import ROOT, cli
 
 
-def test_it_passes_the_same_checks_and_a_changed_environment_rewrites_its_partition_alone(
+def test_it_passes_all_checks_and_one_that_fails_is_exit_5_with_its_name_and_the_console(
     hello_rootfs: Path, tmp_path: Path
 ) -> None:
-    path, out = split(tmp_path, "zstd"), tmp_path / "out"
-    folder = built("--lock", path, "--out", out)
-    assert json.loads((folder / "manifest.json").read_text())["check"]["failed"] == 0
-    first = raw(folder, tmp_path / "first.raw")
+    """One boot for both: the machine's own check wants what it has not, and nothing else fails."""
+    path, report = split(tmp_path, "none"), tmp_path / "report"
+    built("--lock", path, "--out", tmp_path / "out")
+    (path.parent / "hello/checks/test_hello.py").write_text(
+        "def test_this_machine_makes_coffee(host):\n    assert host.file('/dev/coffee').exists\n"
+    )
+    done = cli("check", path, "--out", tmp_path / "out", "--report", report)
+    assert done.returncode == 5, done.stderr
+    assert "test_this_machine_makes_coffee" in done.stderr
+    assert "1 failed" in done.stderr
+    suite = ElementTree.parse(report / "junit.xml").getroot().find("testsuite")
+    assert suite is not None
+    assert (suite.get("failures"), suite.get("errors")) == ("1", "0")
+    assert int(suite.get("tests", "0")) > 30
+    assert any(one.stat().st_size > 1000 for one in report.glob("*.log"))
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_a_changed_environment_rewrites_its_partition_alone(
+    hello_rootfs: Path, tmp_path: Path, compression: str
+) -> None:
+    path, out = split(tmp_path, compression), tmp_path / "out"
+    first = raw(built("--lock", path, "--out", out), tmp_path / "first.raw")
     partitions = {one["name"]: one for one in table(first)}
     assert list(partitions) == ["bios", "esp", "environment-a", "environment-b", "root"]
 
@@ -34,16 +56,16 @@ def test_it_passes_the_same_checks_and_a_changed_environment_rewrites_its_partit
     assert not content(second, partitions["environment-b"]).strip(b"\0")
 
 
-def test_what_is_not_compressed_has_the_same_environment_and_passes_the_same_checks(
-    hello_rootfs: Path, tmp_path: Path
-) -> None:
-    """It is read from where it was linked; mksquashfs packs the other one."""
-    compressed = built("--lock", "--no-check", split(tmp_path / "one", "zstd"), "--out", tmp_path / "out")
-    listed = environment(compressed, tmp_path / "one.raw")
-    plain = built("--lock", split(tmp_path / "other", "none"), "--out", tmp_path / "out")
-    assert json.loads((plain / "manifest.json").read_text())["check"]["failed"] == 0
-    assert not {"stamp", "disk"} & {one.name for one in plain.iterdir()}, "what was only needed meanwhile"
-    assert environment(plain, tmp_path / "other.raw") == listed
+def test_compressed_or_not_the_environment_is_the_same(hello_rootfs: Path, tmp_path: Path) -> None:
+    """One is packed by mksquashfs; the other is read from where it was linked, and that was booted."""
+    found = []
+    for compression in ("none", "zstd"):
+        folder = built("--lock", split(tmp_path / compression, compression), "--out", tmp_path / "out")
+        assert not {"stamp", "disk"} & {one.name for one in folder.iterdir()}, (
+            "what was only needed meanwhile"
+        )
+        found.append(environment(folder, tmp_path / f"{compression}.raw"))
+    assert found[0] == found[1]
 
 
 def split(folder: Path, compression: str) -> Path:
@@ -56,18 +78,18 @@ def split(folder: Path, compression: str) -> Path:
 
 
 def built(*words: str | Path) -> Path:
-    done = cli("build", *words)
+    done = cli("build", "--no-check", *words)
     assert done.returncode == 0, done.stderr
     return Path(done.stdout.strip())
 
 
 def environment(folder: Path, disk: Path) -> list[str]:
-    """What is in the environments' partition: kinds, modes, owners, sizes, times, names, targets."""
+    """What is in the environments' partition: kinds, modes, owners, sizes of files, times, names, targets."""
     one = next(one for one in table(raw(folder, disk)) if one["name"] == "environment-a")
     said = subprocess.check_output(
         ["unsquashfs", "-offset", str(one["start"] * 512), "-lln", disk], text=True
     )
-    return sorted(said.splitlines())
+    return sorted(re.sub(r"^(d\S+ \S+) +\d+", r"\1", line) for line in said.splitlines())
 
 
 def raw(folder: Path, to: Path) -> Path:
