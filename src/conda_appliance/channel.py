@@ -79,16 +79,15 @@ def build(
     with resources.work_folder(home, key, wait=on_progress) as work:
         if (final / "noarch/repodata.json").is_file() and not refresh:
             return final  # another run made it meanwhile
-        maker = _Maker(
+        shop = Workshop(
             recipes=recipes,
             folder=folder,
             store=sources.Cache(cache),
             work=work,
             progress=on_progress,
             platform=wanted,
-            kept=home / "packages",
         )
-        made = maker.packages()
+        made = _Maker(shop=shop, kept=home / "packages").packages()
         out = work / "channel"
         for path in made:
             target = out / read_index(path)["subdir"] / path.name
@@ -129,33 +128,16 @@ def _warn_of_missing(channel: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Maker:
-    """One run over the recipes, as `Workshop` has it; packages are kept in ``kept``."""
+    """One run over the recipes, in ``shop``; packages are kept in ``kept``."""
 
-    recipes: Recipes
-    folder: Path
-    store: sources.Cache
-    work: Path
-    progress: Progress
-    platform: Platform
+    shop: Workshop
     kept: Path
-
-    @cached_property
-    def _shop(self) -> Workshop:
-        return Workshop(
-            recipes=self.recipes,
-            folder=self.folder,
-            store=self.store,
-            work=self.work,
-            progress=self.progress,
-            platform=self.platform,
-            interpreter=lambda: self._interpreter,
-        )
 
     def packages(self) -> list[Path]:
         """Make every package that is not kept yet; returns their files."""
         # Wheels that are not there show before the minutes that the interpreter takes, which compiles theirs.
-        others = [*channel_library.jobs(self._shop), *channel_wheels.jobs(self._shop)]
-        return self._made([*channel_python.jobs(self._shop), *others])
+        others = [*channel_library.jobs(self.shop), *channel_wheels.jobs(self.shop)]
+        return self._made([*channel_python.jobs(self.shop, lambda: self._interpreter), *others])
 
     def _made(self, jobs: Sequence[Job]) -> list[Path]:
         self.kept.mkdir(parents=True, exist_ok=True)
@@ -163,14 +145,14 @@ class _Maker:
         for number, job in enumerate(jobs, 1):
             place = self.kept / job.key
             if not place.is_dir():
-                self.progress(f"package {number} of {len(jobs)}: {job.name}{job.note}")
+                self.shop.progress(f"package {number} of {len(jobs)}: {job.name}{job.note}")
                 self._make(job, place)
             made.append(kept_package(place))
         return made
 
     def _make(self, job: Job, place: Path) -> None:
-        scratch = self.work / job.name
-        ready = self.work / f"{job.name}.ready"
+        scratch = self.shop.work / job.name
+        ready = self.shop.work / f"{job.name}.ready"
         for path in (scratch, ready):
             path.mkdir()
         package = job.make(scratch)
@@ -187,17 +169,17 @@ class _Maker:
         It runs where it is unpacked: all it needs of its own libraries is in its executable.
         """
         maker = self
-        if not self.platform.native:
+        if not self.shop.platform.native:
             native = next(one for one in PLATFORMS.values() if one.native)
-            maker = replace(self, platform=native, work=self.work / "native")
-            maker.work.mkdir()
-        (made,) = maker._made([*channel_python.jobs(maker._shop)])
-        home = self.work / "interpreter"
+            maker = replace(self, shop=replace(self.shop, platform=native, work=self.shop.work / "native"))
+            maker.shop.work.mkdir()
+        (made,) = maker._made([*channel_python.jobs(maker.shop, lambda: maker._interpreter)])
+        home = self.shop.work / "interpreter"
         for name, content in read_files(made, made.name):
             path = home / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content())
-        program = home / "bin" / f"python{self.recipes.minor}"
+        program = home / "bin" / f"python{self.shop.recipes.minor}"
         program.chmod(0o755)
         return program
 
@@ -206,13 +188,13 @@ class _Maker:
 
         But for those that name the prefix, which is another one by then.
         """
-        if package.noarch_python or self.recipes.python is None:
+        if package.noarch_python or self.shop.recipes.python is None:
             return
-        own = package.root / "bin" / f"python{self.recipes.minor}"
-        python = own if self.platform.native and own.exists() else None
+        own = package.root / "bin" / f"python{self.shop.recipes.minor}"
+        python = own if self.shop.platform.native and own.exists() else None
         modules = [
             path.relative_to(package.root).as_posix()
-            for path in sorted((package.root / f"lib/python{self.recipes.minor}").rglob("*.py"))
+            for path in sorted((package.root / f"lib/python{self.shop.recipes.minor}").rglob("*.py"))
             if PLACEHOLDER.encode() not in path.read_bytes()
         ]
         if modules:

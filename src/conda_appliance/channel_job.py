@@ -35,8 +35,7 @@ class Job:
 class Workshop:
     """One run over the recipes of ``folder`` for ``platform``.
 
-    ``work`` is a folder for what is only needed meanwhile. ``interpreter`` makes the recipes' Python for this host, or
-    has it; `Job.make` asks for it where it compiles for another platform.
+    ``work`` is a folder for what is only needed meanwhile.
     """
 
     recipes: Recipes
@@ -45,7 +44,6 @@ class Workshop:
     work: Path
     progress: Progress
     platform: Platform
-    interpreter: Callable[[], Path]
     _apts: dict[str, Apt] = field(default_factory=dict, init=False)
 
     @property

@@ -8,7 +8,7 @@ import platform as host
 import re
 import shutil
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from conda_appliance import log, process
@@ -20,8 +20,8 @@ from conda_appliance.platforms import Platform
 from conda_appliance.recipes import Python
 
 
-def jobs(shop: Workshop) -> Iterator[Job]:
-    """The interpreter's, if the recipes have one."""
+def jobs(shop: Workshop, native: Callable[[], Path]) -> Iterator[Job]:
+    """The interpreter's, if the recipes have one. ``native`` gives the one for this host, for another platform's."""
     python, libraries = shop.recipes.python, shop.recipes.libraries
     if python is None or libraries is None:
         return
@@ -47,13 +47,19 @@ def jobs(shop: Workshop) -> Iterator[Job]:
     yield Job(
         name="python",
         key=key,
-        make=lambda at: _python(shop, at, python, files, glibc, key[:7]),
+        make=lambda at: _python(shop, native, at, python, files, glibc, key[:7]),
         note=", compiled from source (minutes)",
     )
 
 
 def _python(
-    shop: Workshop, at: Path, python: Python, files: list[RemoteFile], glibc: str, build: str
+    shop: Workshop,
+    native: Callable[[], Path],
+    at: Path,
+    python: Python,
+    files: list[RemoteFile],
+    glibc: str,
+    build: str,
 ) -> Package:
     original, debian = sorted(
         zip(files, shop.have(files), strict=True), key=lambda one: ".orig." not in one[0].name
@@ -67,7 +73,7 @@ def _python(
         process.run(["patch", "--strip=1", "--batch", "--directory", tree, "--input", path.resolve()])
         patches.append(path.name)
     stage = at / "stage"
-    builder = None if shop.platform.native else shop.interpreter()
+    builder = None if shop.platform.native else native()
     _compile(shop, tree, _sysroot(shop, at, python), stage, f"Python {version}", builder)
     return Package(
         name="python",

@@ -122,9 +122,9 @@ def opened(pieces: Sequence[Piece]) -> Iterator[tuple[int, list[Block]]]:
             places: Iterable[int]
             if isinstance(piece.source, Path):
                 source = file = stack.enter_context(direct.Input(piece.source))
+                places = _places(piece, file)
                 if piece.over:
                     covered |= _lay_over(file, taken)
-                places = () if piece.over else _places(piece, file)
             else:
                 source = piece.source
                 places = range(0, source.size, BLOCK)
@@ -169,6 +169,8 @@ def survey(disk: Path) -> bytes:
 
 
 def _places(piece: Piece, file: direct.Input) -> Iterable[int]:
+    if piece.over:
+        return ()
     if piece.packed:
         return range(0, file.size, BLOCK)
     if piece.known is None:

@@ -1,8 +1,7 @@
 """Trees of files → a squashfs whose bytes are put together while they are read: it is nowhere but where it is read to.
 
 Nothing in it is compressed, so where everything lies follows from names and sizes. ``mksquashfs`` would have to write
-such a file first, and whoever wants it in a disk to read it again: for an environment of 400 MB that costs more than
-all the rest of a build with a changed environment.
+such a file first, and whoever wants it in a disk to read it again: all of it would be moved once more than it need be.
 
 Source: the Linux kernel's ``fs/squashfs/squashfs_fs.h`` and Documentation/filesystems/squashfs.rst (version 4.0).
 """
@@ -15,6 +14,7 @@ import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 from conda_appliance import overlay
@@ -101,7 +101,7 @@ class Image:
     def _tree(self, trees: Sequence[Path], found: Additions, prefix: str) -> _Inode:
         """The folder ``prefix`` with all that is in it; the data of its files get their places."""
         names = [os.fspath(tree) for tree in trees]
-        numbers = iter(range(1, len(found.paths) + 2))
+        numbers = count(1)
         folders: dict[str, _Inode] = {}
         files: dict[tuple[int, int], _Inode] = {}
         for one in found.paths:
@@ -139,13 +139,13 @@ class Image:
             start, part = self._starts[number], self._parts[number]
             end = self._starts[number + 1] if number + 1 < len(self._starts) else self.size
             inside = at + done - start
-            count = min(end - start - inside, wanted - done)
-            with to[done : done + count] as room:
+            length = min(end - start - inside, wanted - done)
+            with to[done : done + length] as room:
                 if isinstance(part, bytes):
-                    room[:] = part[inside : inside + count]
+                    room[:] = part[inside : inside + length]
                 else:
                     _read(part, room, inside)
-            done += count
+            done += length
             number += 1
         if done < len(to):
             to[done:] = bytes(len(to) - done)
@@ -158,10 +158,10 @@ def _read(path: str, to: memoryview, at: int) -> None:
         done = os.preadv(file, [to], at)
         while done < len(to):
             with to[done:] as rest:
-                count = os.preadv(file, [rest], at + done)
-            if not count:
+                got = os.preadv(file, [rest], at + done)
+            if not got:
                 raise BuildError(f"{path} became shorter while it was read", hint="run the build again")
-            done += count
+            done += got
     finally:
         os.close(file)
 
@@ -213,10 +213,10 @@ class _Tables:
         tail, indexes = bytearray(inodes + lists), []
         # What is read by way of an index: the places of all inodes, for NFS; and the one owner, root.
         for table in (struct.pack(f"<{len(places)}Q", *places), struct.pack("<I", 0)):
-            at, count = start + len(tail), -(-len(table) // _META)
+            at, blocks = start + len(tail), -(-len(table) // _META)
             tail += _metadata(table)
             indexes.append(start + len(tail))
-            tail += struct.pack(f"<{count}Q", *(at + number * (_META + 2) for number in range(count)))
+            tail += struct.pack(f"<{blocks}Q", *(at + number * (_META + 2) for number in range(blocks)))
         fragments = start + len(inodes) + len(lists)  # none, where they would be
         head = _SUPER.pack(
             *(b"hsqs", len(places), epoch, _BLOCK, 0, _ZLIB, _BLOCK.bit_length() - 1, _FLAGS, 1, 4, 0),
