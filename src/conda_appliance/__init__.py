@@ -47,6 +47,7 @@ definition_slim 2 what a definition leaves out of its environments: parts, and t
 definition   3 YAML → ImageDefinition, DiscDefinition
 schema       4 ImageDefinition → JSON Schema and reference page
 cache        4 the downloads and layers of this host, with what killed runs left in them cleared away
+layer        2 one layer, and whether it is still what was made
 layers       3 what was made once and is used again, addressed by the hash of all that decided it
 lock         3 Lock and its parts; read, write, compare; pure
 namespace    3 mounts and processes of their own, which end with them; the only mounts

@@ -10,7 +10,8 @@ from pathlib import Path
 from conda_appliance import bootstrap, disk, layers, process, resources
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import UsageError
-from conda_appliance.layers import Layer, Store
+from conda_appliance.layer import Layer
+from conda_appliance.layers import Store
 from conda_appliance.lock import Lock
 
 

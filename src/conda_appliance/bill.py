@@ -35,7 +35,8 @@ from conda_appliance import (
     trees,
 )
 from conda_appliance.definition import ImageDefinition
-from conda_appliance.layers import Layer, Store
+from conda_appliance.layer import Layer
+from conda_appliance.layers import Store
 from conda_appliance.lock import CondaPackage, DebianPackage, DebianSection, Lock, Wheel
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from conda_appliance import disk, layers, namespace, process, render, resources,
 from conda_appliance.definition import Base
 from conda_appliance.errors import BuildError
 from conda_appliance.hybrid import Boot
-from conda_appliance.layers import Layer, Store
+from conda_appliance.layer import Layer
+from conda_appliance.layers import Store
 
 #: The scripts of the initramfs: where they are found, and what initramfs-tools(7) calls them.
 _SCRIPTS = {

@@ -29,7 +29,8 @@ from conda_appliance import (
 from conda_appliance.definition import Base
 from conda_appliance.definition_slim import Part
 from conda_appliance.errors import BuildError
-from conda_appliance.layers import Layer, Store
+from conda_appliance.layer import Layer
+from conda_appliance.layers import Store
 from conda_appliance.lock import DebianSection
 
 #: What every appliance has beside Debian's Essential packages, and why.
@@ -154,8 +155,9 @@ def system(
     progress: Callable[[str], None],
     without: Sequence[Part] = (),
 ) -> Layer:
-    """The root file system of the locked packages as a tree: from the cache, verified, or made now.
+    """The root file system of the locked packages as a tree: from the cache, or made now.
 
+    What the cache has is verified by the first look at it: a disk that is made from another one may need none.
     ``files`` are the verified packages by SHA-256; ``without`` is what a definition's ``slim`` leaves out. Raises as
     `root_tree` does.
     """
@@ -167,7 +169,7 @@ def system(
         root_tree(section, base, files, to, identity=identity, work=work, progress=progress, without=slim)
 
     parts = _parts(section, base, slim)
-    return store.get("system", parts, make, subject=section.suite, progress=progress)
+    return store.get("system", parts, make, subject=section.suite, progress=progress, later=True)
 
 
 def there(section: DebianSection, base: Base, *, store: Store, without: Sequence[Part] = ()) -> Layer | None:

@@ -49,6 +49,7 @@ from conda_appliance.bill import Bill
 from conda_appliance.boottime import BootTime
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import CheckFailed, UsageError
+from conda_appliance.layer import Layer
 
 #: What ``--builder`` may name.
 BUILDERS = tuple(builders.BUILDERS)
@@ -369,7 +370,7 @@ def bill_of(path: Path, locked: lock.Lock | None, *, offline: bool, platform: st
     return found
 
 
-def environments_of(path: Path, locked: lock.Lock, *, offline: bool) -> tuple[ImageDefinition, layers.Layer]:
+def environments_of(path: Path, locked: lock.Lock, *, offline: bool) -> tuple[ImageDefinition, Layer]:
     """A definition, and its environments as ``locked`` has them: as a tree whose root is the machine's."""
     image, locked = locking.read(path, locked=locked)
     with cache.opened() as blobs, log.step("Link what the lock names") as step:

@@ -30,7 +30,8 @@ from conda_appliance import (
 )
 from conda_appliance.definition_conda import Distribution
 from conda_appliance.errors import BuildError, CommandFailed, HashMismatch, UsageError
-from conda_appliance.layers import Layer, Store
+from conda_appliance.layer import Layer
+from conda_appliance.layers import Store
 from conda_appliance.lock import CondaPackage, InstallerSection
 
 MINIFORGE = "https://github.com/conda-forge/miniforge/releases/download"

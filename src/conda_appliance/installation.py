@@ -11,7 +11,8 @@ from pathlib import Path
 from conda_appliance import relocation, resources, trees
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import BuildError
-from conda_appliance.layers import Layer, Store
+from conda_appliance.layer import Layer
+from conda_appliance.layers import Store
 from conda_appliance.lock import Lock
 
 

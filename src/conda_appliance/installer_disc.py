@@ -19,7 +19,8 @@ from conda_appliance import bootable, disc, layers, process, render, resources, 
 from conda_appliance.bootable import Entry
 from conda_appliance.definition import ImageDefinition, load_disc
 from conda_appliance.errors import BuildError
-from conda_appliance.layers import Layer, Store
+from conda_appliance.layer import Layer
+from conda_appliance.layers import Store
 
 _MIB = 1 << 20
 #: The longest run of the image that the installer writes at once, in bytes: it tells how far it is after each.

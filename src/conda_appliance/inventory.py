@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from conda_appliance import resources, trees
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import UsageError
-from conda_appliance.layers import Layer
+from conda_appliance.layer import Layer
 
 #: Where it stands on the machine, as a path from its root.
 PLACE = "etc/conda-appliance/inventory"

@@ -9,23 +9,23 @@ so that nobody prunes it.
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import json
 import os
-import re
 import shutil
-import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from conda_appliance import direct, log, overlay, resources, trees
+from conda_appliance import direct, layer, log, resources, trees
 from conda_appliance.errors import HashMismatch
+from conda_appliance.layer import Layer
 
 #: What decides a layer: the name of an input → its digest, or its own parts by name.
 Parts = Mapping[str, "str | Mapping[str, str]"]
@@ -38,46 +38,10 @@ FRESH = 3600
 #: The folder of a cache that they are kept in.
 FOLDER = "layers"
 
-_ABOUT, _SEEN, _SUMS = "layer.json", "seen", "sums"
 #: A folder with an empty file for each subject that used the layer, whose time says when it last did.
 _USERS = "users"
-#: What the name of a layer ends in that was set aside.
-_ASIDE = ".damaged"
 #: One for each layer's folder: several images of one run that want the same layer have it read once.
 _LOCKS: dict[Path, threading.Lock] = {}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layer:
-    """A layer that is there: ``path`` is its content, ``sha256`` the file's or the tree's listing's.
-
-    ``size`` is what it takes on disk, in bytes.
-
-    ``why`` says what was new when it had to be made now; it is empty when it was there.
-    """
-
-    kind: str
-    key: str
-    path: Path
-    sha256: str
-    made: bool
-    size: int = 0
-    why: tuple[str, ...] = ()
-    #: What it holds, as it was when it was verified or made.
-    paths: trees.Paths = field(default=(), repr=False, compare=False)
-
-    def listing(self) -> Mapping[str, str]:
-        """The content, path by path (`trees.listing`)."""
-        return self._listed
-
-    @cached_property
-    def _listed(self) -> Mapping[str, str]:
-        return trees.load((self.path.parent / _SUMS).read_text(encoding="utf-8"))
-
-    @cached_property
-    def contents(self) -> overlay.Contents:
-        """What it holds, for those who lay it over others."""
-        return overlay.Contents.of(self.paths, self.listing())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +85,12 @@ def _step(old: str, new: str) -> str:
 
 def code(*files: str) -> dict[str, str]:
     """Our own code as an input of a layer: each module's file name and SHA-256."""
-    return {Path(file).name: resources.sha256_of(Path(file)) for file in files}
+    return {Path(file).name: _code(file) for file in files}
+
+
+@functools.cache
+def _code(file: str) -> str:
+    return resources.sha256_of(Path(file))
 
 
 def digest_of(values: Iterable[object]) -> str:
@@ -161,6 +130,7 @@ class Store:
         quiet: bool = False,
         like: Layer | None = None,
         read: bool = True,
+        later: bool = False,
         sums: trees.Sums | None = None,
     ) -> Layer:
         """The layer that ``parts`` decide, from the cache or made now by ``make(content, work)``.
@@ -169,13 +139,14 @@ class Store:
         of (an image's name): what changed is told against the latest one of the same subject, unless ``quiet``.
         ``like`` is a layer whose files the new one may share by hard links: those are not read again.
         ``make`` fills ``sums`` with the SHA-256 of files that it has read as they will be: those are not read again.
-        A layer that is sooner made than read has ``read`` false, and no digest: touched, it is made anew.
+        A layer that is sooner made than read has ``read`` false, and no digest: touched, it is made anew. One that may
+        not be looked at in the end is verified ``later``, by the first look at its `Layer.path`.
         Another run that makes the same layer is waited for. Raises HashMismatch when the cached content is not what
         was made (naming what ``damage`` finds out); it is set aside, so that the next run makes it anew.
         """
         key = key_of(kind, parts)
         folder = self.root / kind / key
-        found = self.find(kind, parts, name=name, subject=subject, damage=damage)
+        found = self.find(kind, parts, name=name, subject=subject, damage=damage, later=later)
         if found is not None:
             return found
         with resources.work_folder(folder.parent, key, wait=progress) as work:
@@ -188,13 +159,13 @@ class Store:
             make(ready / name, work)
             digest = ""
             paths = trees.all_of(ready / name)
-            shared = _now(like.paths, paths) if like is not None else []
+            shared = layer.now(like.paths, paths) if like is not None else []
             if read:
                 known = trees.descriptions(shared, like.listing()) if like is not None else {}
                 listed = trees.listing(ready / name, paths=paths, known=known, sums=sums)
                 text = trees.dump(listed)
-                digest = _digest_of(listed, text)
-                (ready / _SUMS).write_text(text, encoding="utf-8")
+                digest = layer.digest_of(listed, text)
+                (ready / layer.SUMS).write_text(text, encoding="utf-8")
             about: dict[str, Any] = {
                 "kind": kind,
                 "subject": subject,
@@ -203,24 +174,24 @@ class Store:
                 "size": trees.size(paths),
                 "parts": parts,
             }
-            (ready / _ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
-            (ready / _SEEN).write_text(trees.seen(paths), encoding="utf-8")
+            (ready / layer.ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+            (ready / layer.SEEN).write_text(trees.seen(paths), encoding="utf-8")
             _used(ready, subject)
             resources.remove(folder)
             ready.rename(folder)
             self._hold(folder)
             if like is not None:  # shared files have one name more now, which changes their ctime
-                resources.write(like.path.parent / _SEEN, trees.seen(shared))
-                self._know(replace(like, paths=shared))
+                resources.write(like.place.parent / layer.SEEN, trees.seen(shared))
+                self._know(replace(like, verify=lambda: shared))
         made = Layer(
             kind=kind,
             key=key,
-            path=folder / name,
+            place=folder / name,
             sha256=digest,
             size=about["size"],
             made=True,
             why=tuple(why),
-            paths=paths,
+            verify=lambda: paths,
         )
         self._know(made)
         return made
@@ -253,52 +224,72 @@ class Store:
         name: str = "tree",
         subject: str = "",
         damage: Callable[[Path], str] | None = None,
+        later: bool = False,
     ) -> Layer | None:
         """The layer that ``parts`` decide if it is there, verified; ``subject`` uses it. Raises as `get` does."""
         key = key_of(kind, parts)
-        found = self._sound(kind, key, self.root / kind / key, name, damage)
+        found = self._there(kind, key, self.root / kind / key, name, damage, later=later)
         if found is not None:
             _used(self.root / kind / key, subject)
         return found
 
-    def _sound(
-        self, kind: str, key: str, folder: Path, name: str, damage: Callable[[Path], str] | None
+    def _there(
+        self,
+        kind: str,
+        key: str,
+        folder: Path,
+        name: str,
+        damage: Callable[[Path], str] | None,
+        *,
+        later: bool,
     ) -> Layer | None:
-        """The layer if it is there; held, and its content verified."""
+        """The layer if it is there; held, and its content verified, or ``later``."""
         with _LOCKS.setdefault(folder, threading.Lock()):
-            if (known := self._known.get(folder / name)) is not None:
-                return known
-            if not self._hold(folder):
-                return None
-            about = _read(folder)
-            if about is None or not (folder / name).exists():
-                return None
-            if about["sha256"]:
-                paths = _verify(folder, about, damage)
-            else:
-                paths = trees.all_of(folder / name)
-                if not _untouched(folder, paths):
+            found = self._known.get(folder / name)
+            if found is None:
+                if not self._hold(folder):
                     return None
-            os.utime(folder / _ABOUT)
-            found = Layer(
-                kind=kind,
-                key=key,
-                path=folder / name,
-                sha256=about["sha256"],
-                size=about["size"],
-                made=False,
-                paths=paths,
-            )
-            self._know(found)
+                about = layer.read(folder)
+                if about is None or not (folder / name).exists():
+                    return None
+                if about["sha256"]:
+                    verify = layer.Once(partial(self._verified, folder, about, damage))
+                else:
+                    paths = trees.all_of(folder / name)
+                    if not layer.untouched(folder, paths):
+                        return None
+                    verify = layer.Once(lambda: paths)
+                os.utime(folder / layer.ABOUT)
+                found = Layer(
+                    kind=kind,
+                    key=key,
+                    place=folder / name,
+                    sha256=about["sha256"],
+                    size=about["size"],
+                    made=False,
+                    verify=verify,
+                )
+                self._know(found)
+            if not later:
+                found.verify()
             return found
 
-    def _know(self, layer: Layer) -> None:
-        self._known[layer.path] = replace(layer, made=False, why=())
+    def _verified(
+        self, folder: Path, about: Mapping[str, Any], damage: Callable[[Path], str] | None
+    ) -> trees.Paths:
+        try:
+            return layer.verify(folder, about, damage)
+        except HashMismatch:
+            self._known.pop(folder / about["name"], None)  # set aside: the next image of this run makes it
+            raise
+
+    def _know(self, one: Layer) -> None:
+        self._known[one.place] = replace(one, made=False, why=())
 
     def _hold(self, folder: Path) -> bool:
         """Keep a layer from being pruned while this process lives (a shared flock(2) on its record)."""
         try:
-            handle = os.open(folder / _ABOUT, os.O_RDONLY | os.O_CLOEXEC)
+            handle = os.open(folder / layer.ABOUT, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return False
         fcntl.flock(handle, fcntl.LOCK_SH)
@@ -334,13 +325,13 @@ class Store:
             key=lambda path: path.stat().st_mtime_ns,
             reverse=True,
         )
-        return (about for path in uses if (about := _read(path.parents[1])) is not None)
+        return (about for path in uses if (about := layer.read(path.parents[1])) is not None)
 
     def entries(self) -> list[Entry]:
         """All layers, the one that was not used for longest first."""
         found = []
-        for path in self.root.glob(f"*/*/{_ABOUT}"):
-            about = _read(path.parent)
+        for path in self.root.glob(f"*/*/{layer.ABOUT}"):
+            about = layer.read(path.parent)
             if about is not None:
                 found.append(
                     Entry(
@@ -378,11 +369,11 @@ class Store:
         """Read every layer and compare it with its record; a line for each that is damaged, which is set aside."""
         found = []
         for one in self.entries():
-            about = _read(one.folder)
-            if about is None or one.key.endswith(_ASIDE):
+            about = layer.read(one.folder)
+            if about is None or one.key.endswith(layer.ASIDE):
                 continue
             try:
-                _verify(one.folder, about, None, closely=True)
+                layer.verify(one.folder, about, None, closely=True)
             except HashMismatch as error:
                 found.append(error.message)
         return found
@@ -400,79 +391,10 @@ def size_of(folder: Path) -> int:
     return trees.size(trees.all_of(folder))
 
 
-def _digest_of(listed: Mapping[str, str], text: str) -> str:
-    """The digest of the content where it is one file (`trees.describe`), else that of the tree's listing as text."""
-    if set(listed) == {"."} and (one := re.search(r" (?:sha256|blocks):([0-9a-f]{64})", listed["."])):
-        return one[1]
-    return trees.digest(text)
-
-
-def _read(folder: Path) -> dict[str, Any] | None:
-    try:
-        about: dict[str, Any] = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return about if {"subject", "sha256", "name", "size", "parts"} <= about.keys() else None
-
-
-def _verify(
-    folder: Path, about: Mapping[str, Any], damage: Callable[[Path], str] | None, *, closely: bool = False
-) -> trees.Paths:
-    """Raise HashMismatch unless the content is what was made; it is read when the file system says it was touched.
-
-    Returns what it holds.
-    """
-    content = folder / about["name"]
-    paths = trees.all_of(content)
-    if _untouched(folder, paths) and (not closely or not about["sha256"]):
-        return paths
-    listed = trees.listing(content, paths=paths)
-    digest = _digest_of(listed, trees.dump(listed))
-    if digest == about["sha256"]:
-        resources.write(folder / _SEEN, trees.seen(paths))
-        return paths
-    what = damage(content) if damage is not None else _damage(folder, content, listed)
-    aside = folder.with_name(f"{folder.name}{_ASIDE}")
-    resources.remove(aside)
-    folder.rename(aside)
-    raise HashMismatch(
-        what,
-        expected=about["sha256"],
-        found=digest,
-        hint=f"it was set aside in {aside}; run the same command again: it is made anew",
-    )
-
-
-def _untouched(folder: Path, paths: trees.Paths) -> bool:
-    """Whether the file system says of the content what it said when it was made (`trees.seen`)."""
-    try:
-        return (folder / _SEEN).read_text(encoding="utf-8") == trees.seen(paths)
-    except OSError:
-        return False
-
-
-def _now(paths: trees.Paths, others: trees.Paths) -> trees.Paths:
-    """``paths`` as they are now that ``others`` share some of their files: those have another ctime."""
-    shared = {(about.st_dev, about.st_ino): about for _, about in others if not stat.S_ISDIR(about.st_mode)}
-    return [(path, shared.get((about.st_dev, about.st_ino), about)) for path, about in paths]
-
-
-def _damage(folder: Path, content: Path, listed: Mapping[str, str]) -> str:
-    """Which part of a damaged layer is damaged."""
-    if set(listed) == {"."}:
-        return f"the cached {content}"
-    try:
-        before = trees.load((folder / _SUMS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return f"the cached tree {content}"
-    lines = [line.split(" → ")[0] for line in trees.differences(before, listed)]
-    return f"the cached tree {content} ({trees.some(lines)})"
-
-
 def _take(folder: Path) -> bool:
     """Remove a layer unless a run holds it: renamed away first, so that nobody finds half of it."""
     try:
-        handle = os.open(folder / _ABOUT, os.O_RDONLY | os.O_CLOEXEC)
+        handle = os.open(folder / layer.ABOUT, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:

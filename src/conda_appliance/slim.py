@@ -38,7 +38,8 @@ from conda_appliance import (
 )
 from conda_appliance.definition_slim import Part
 from conda_appliance.errors import BuildError
-from conda_appliance.layers import Layer, Store
+from conda_appliance.layer import Layer
+from conda_appliance.layers import Store
 from conda_appliance.platforms import DEFAULT, PLATFORMS, Platform
 from conda_appliance.process import Starter
 

@@ -33,6 +33,9 @@ LATER = {
 #: no line on the console for each unit unless one fails or is slow.
 OPTIONS_FAST = "lsm=lockdown,landlock,yama,apparmor cryptomgr.notests no_timer_check systemd.show_status=auto"
 
+#: /etc/hosts before the machine has a name.
+HOSTS = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
+
 #: What holds a root disk under the hypervisors and clouds that Debian's cloud kernel is for.
 _DISK_DRIVERS = (
     "virtio_pci virtio_mmio virtio_blk virtio_scsi nvme sd_mod sr_mod ahci ata_piix ata_generic "
@@ -97,7 +100,7 @@ def late_files(suite: str, mirror: str | None, boot: str = "fast") -> dict[str, 
     keyring = "Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n"
     return {
         "etc/hostname": "localhost\n",
-        "etc/hosts": "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n",
+        "etc/hosts": HOSTS,
         "etc/apt/sources.list.d/debian.sources": (
             f"Types: deb\nURIs: {main}\nSuites: {suite} {suite}-updates\nComponents: main\n{keyring}\n"
             f"Types: deb\nURIs: {DEFAULT_SECURITY}\nSuites: {suite}-security\nComponents: main\n{keyring}"

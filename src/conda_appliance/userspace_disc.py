@@ -14,7 +14,8 @@ from pathlib import Path
 from conda_appliance import disc, layers, packed, payload, playbook, render, resources, trees, units
 from conda_appliance.definition import ImageDefinition, load_disc
 from conda_appliance.disctree import Input
-from conda_appliance.layers import Layer, Store
+from conda_appliance.layer import Layer
+from conda_appliance.layers import Store
 from conda_appliance.lock import Lock
 
 #: The most letters of a volume label that Joliet has room for.

@@ -18,7 +18,8 @@ from conda_appliance import (
     trees,
 )
 from conda_appliance.definition import ImageDefinition
-from conda_appliance.layers import Layer, Store
+from conda_appliance.layer import Layer
+from conda_appliance.layers import Store
 from conda_appliance.lock import CondaSection, DebianSection, ImageSection, Lock
 
 DEFINITION = """

@@ -14,7 +14,8 @@ from tests.conftest import Folders
 
 from conda_appliance import bootable, disc, process, resources
 from conda_appliance.definition import load_disc
-from conda_appliance.layers import Layer, Store
+from conda_appliance.layer import Layer
+from conda_appliance.layers import Store
 
 EPOCH = 1_700_000_000
 IDENTITY = "0123456789abcdef"

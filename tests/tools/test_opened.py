@@ -36,7 +36,8 @@ from conda_appliance.contract import Contract
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import BuildError
 from conda_appliance.installation import Shipment
-from conda_appliance.layers import Layer, Store
+from conda_appliance.layer import Layer
+from conda_appliance.layers import Store
 from conda_appliance.lock import CondaSection, EnvironmentSection, Lock
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="owners and loop devices need root's rights")
@@ -65,7 +66,7 @@ class Maker:
         self.linked = payload.environment(
             self.lock, self.archives, store=self.store, epoch=EPOCH, subject="demo"
         )
-        self.tampered = dataclasses.replace(self.linked, path=folder / "tampered")
+        self.tampered = dataclasses.replace(self.linked, place=folder / "tampered")
         shutil.copytree(self.linked.path, self.tampered.path, symlinks=True)
         place = self.tampered.path / PREFIX[1:]
         (place / "etc/prefixed.conf").write_text("home = /evil\n")
@@ -209,7 +210,7 @@ def test_what_is_changed_missing_or_extra_is_told_of_every_form(
 
 
 def test_a_mode_that_changed_is_told(maker: Maker, tmp_path: Path) -> None:
-    loose = dataclasses.replace(maker.linked, path=tmp_path / "loose")
+    loose = dataclasses.replace(maker.linked, place=tmp_path / "loose")
     shutil.copytree(maker.linked.path, loose.path, symlinks=True)
     (loose.path / PREFIX[1:] / "bin/prefixed").chmod(0o4755)
     work = tmp_path / "work"
@@ -274,7 +275,7 @@ def test_a_container_made_to_write_elsewhere_writes_nowhere(tmp_path: Path, how:
 
 def test_more_than_a_form_adds_is_told(maker: Maker, tmp_path: Path) -> None:
     """Each form's own additions are known by name: those of another form are strange to it."""
-    strange = dataclasses.replace(maker.linked, path=tmp_path / "strange")
+    strange = dataclasses.replace(maker.linked, place=tmp_path / "strange")
     shutil.copytree(maker.linked.path, strange.path, symlinks=True)
     for name in (".condarc", "bin/activate", "share/conda-unpack/more"):
         path = strange.path / PREFIX[1:] / name

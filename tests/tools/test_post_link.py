@@ -29,7 +29,8 @@ from conda_appliance import (
     sources,
 )
 from conda_appliance.errors import BuildError, CommandFailed, UsageError
-from conda_appliance.layers import Layer, Store
+from conda_appliance.layer import Layer
+from conda_appliance.layers import Store
 from conda_appliance.lock import Lock
 
 EPOCH = 1_700_000_000

@@ -31,7 +31,8 @@ from conda_appliance.contract import Contract
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.disk import ROOT_START, SECTOR
 from conda_appliance.errors import BuildError
-from conda_appliance.layers import Layer, Store
+from conda_appliance.layer import Layer
+from conda_appliance.layers import Store
 from conda_appliance.lock import CondaSection, EnvironmentSection, Lock
 
 EPOCH = 1_700_000_000
@@ -241,7 +242,7 @@ def test_the_disk_says_which_build_it_is(built: Built) -> None:
 def test_the_disk_says_what_it_should_hold_file_by_file(built: Built) -> None:
     job = built.project.job
     (tree,) = (built.project.store.root / "environment").glob("*/tree")
-    linked = Layer(kind="environment", key="", path=tree, sha256="", made=False)
+    linked = Layer(kind="environment", key="", place=tree, sha256="", made=False)
     said = built.read("/etc/conda-appliance/inventory")
     assert said == job.inventory(linked)
     before = hashlib.sha256(b"home = /opt/conda/share\n").hexdigest()

@@ -31,7 +31,8 @@ from conda_appliance.contract import Contract
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.definition_slim import CAREFUL, Part
 from conda_appliance.errors import BuildError
-from conda_appliance.layers import Layer, Store
+from conda_appliance.layer import Layer
+from conda_appliance.layers import Store
 from conda_appliance.lock import CondaSection, EnvironmentSection, Lock, Wheel
 
 EPOCH = 1_700_000_000

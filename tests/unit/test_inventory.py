@@ -10,7 +10,8 @@ from conda_appliance import inventory, playbook, trees
 from conda_appliance.builders import Job
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import UsageError
-from conda_appliance.layers import Layer, Store
+from conda_appliance.layer import Layer
+from conda_appliance.layers import Store
 from conda_appliance.lock import CondaSection, Lock
 
 EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
@@ -42,7 +43,7 @@ def linked(tmp_path: Path) -> Layer:
     (tree / "opt/conda/envs/r/bin").mkdir(parents=True)
     (tree / "opt/conda/envs/r/bin/R").touch(mode=0o755)
     (tmp_path / "layer/sums").write_text(trees.dump(trees.listing(tree)))
-    return Layer(kind="environment", key="k", path=tree, sha256="0" * 64, made=False)
+    return Layer(kind="environment", key="k", place=tree, sha256="0" * 64, made=False)
 
 
 @pytest.fixture

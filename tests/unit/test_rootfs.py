@@ -10,7 +10,8 @@ import pytest
 from conda_appliance import playbook, resources
 from conda_appliance.builders import Job, rootfs, rootfs_disk
 from conda_appliance.definition import ImageDefinition
-from conda_appliance.layers import Layer, Store
+from conda_appliance.layer import Layer
+from conda_appliance.layers import Store
 from conda_appliance.lock import CondaSection, Lock
 
 SERVICE = {"name": "web", "command": "gunicorn app:app", "port": 8000}
@@ -53,7 +54,7 @@ def linked(tmp_path: Path) -> Layer:
 
 
 def layer(tree: Path, sha256: str = "a" * 64) -> Layer:
-    return Layer(kind="environment", key="k", path=tree, sha256=sha256, made=False)
+    return Layer(kind="environment", key="k", place=tree, sha256=sha256, made=False)
 
 
 def seen(job: Job, linked: Layer) -> dict[str, str]:

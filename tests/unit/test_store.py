@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from conda_appliance import layers, resources, trees
-from conda_appliance.errors import HashMismatch
-from conda_appliance.layers import Layer, Store
+from conda_appliance import layer, layers, resources, trees
+from conda_appliance.errors import BuildError, HashMismatch
+from conda_appliance.layer import Layer
+from conda_appliance.layers import Store
 
 PARTS: layers.Parts = {"packages": {"numpy": "2.1", "flask": "3.0"}, "epoch": "1577836800"}
 
@@ -252,8 +253,10 @@ def test_our_own_code_is_an_input_by_its_content(tmp_path: Path) -> None:
     module.write_text("A = 1\n")
     before = layers.code(str(module))
     assert before == {"module.py": resources.sha256_of(module)}
-    module.write_text("A = 2\n")
-    assert layers.code(str(module)) != before
+    other = tmp_path / "other" / "module.py"
+    other.parent.mkdir()
+    other.write_text("A = 2\n")
+    assert layers.code(str(other)) != before
 
 
 # --- not trusted blindly ----------------------------------------------------------------------------
@@ -354,7 +357,7 @@ def test_a_layer_that_shares_files_is_known_as_it_is_now(one_run: Store) -> None
         store.get("environment", {"number": number}, share, like=store.find("environment", {"number": "1"}))
     store.release()
     assert store.find("environment", {"number": "1"}) is not None
-    assert layers._untouched(first.path.parent, trees.all_of(first.path)), "it need not be read"
+    assert layer.untouched(first.path.parent, trees.all_of(first.path)), "it need not be read"
 
 
 def test_many_damaged_files_are_counted(store: Store) -> None:
@@ -589,6 +592,40 @@ def at_once(count: int, run: Callable[[], Layer]) -> list[Layer | HashMismatch]:
     return found
 
 
+def test_what_is_verified_later_is_not_looked_into_unless_somebody_does(store: Store) -> None:
+    """A disk that is made from another one asks nothing of the system but its name."""
+    made = store.get("system", PARTS, Maker())
+    flip(made.path)
+    store.release()
+    found = store.get("system", PARTS, Maker(), later=True)
+    assert (found.sha256, found.size, found.made) == (made.sha256, made.size, False)
+    for look in (lambda: found.path, lambda: found.paths, found.listing, lambda: found.contents):
+        with pytest.raises(HashMismatch, match="changed: etc/file"):
+            look()
+    assert made.place.parent.with_name(f"{made.key}.damaged").is_dir()
+    again = store.get("system", PARTS, Maker(), later=True)
+    assert (again.made, again.sha256) == (True, made.sha256), "by the next image of the same run"
+
+
+def test_what_one_image_leaves_for_later_another_has_verified(one_run: Store) -> None:
+    made = one_run.get("system", PARTS, Maker())
+    one_run.release()
+    later = one_run.get("system", PARTS, Maker(), later=True)
+    flip(made.path)
+    with pytest.raises(HashMismatch, match="changed: etc/file"):
+        one_run.get("system", PARTS, Maker())
+    with pytest.raises(HashMismatch, match="changed: etc/file"):
+        later.verify()
+
+
+def test_what_another_run_took_away_before_it_was_looked_at_is_told(store: Store) -> None:
+    made = store.get("system", PARTS, Maker())
+    later = store.get("system", PARTS, Maker(), later=True)
+    made.place.parent.rename(store.root / "away")
+    with pytest.raises(BuildError, match="is gone"):
+        later.verify()
+
+
 def test_a_touched_layer_that_several_images_want_at_once_is_read_once(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -672,8 +709,8 @@ def some_layers(store: Store, *ages: float) -> list[Layer]:
         store.get("disk", {"number": str(number)}, make, name="disk.raw", subject=f"image-{number}")
         for number in range(len(ages))
     ]
-    for layer, age in zip(made, ages, strict=True):
-        used(layer, age)
+    for one, age in zip(made, ages, strict=True):
+        used(one, age)
     store.release()
     return made
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from conda_appliance import bill, inventory, log, payload, playbook, resources
 from conda_appliance.bill import Bill
 from conda_appliance.definition import ImageDefinition
-from conda_appliance.layers import Layer, Store
+from conda_appliance.layer import Layer
+from conda_appliance.layers import Store
 from conda_appliance.lock import Lock
 from conda_appliance.sparse import Piece
 

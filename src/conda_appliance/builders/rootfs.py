@@ -39,7 +39,7 @@ from conda_appliance.builders.rootfs_plain import plain
 from conda_appliance.buildtree import BuildTree
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import BuildError, CommandFailed
-from conda_appliance.layers import Layer
+from conda_appliance.layer import Layer
 
 
 def tools(image: ImageDefinition) -> tuple[str, ...]:

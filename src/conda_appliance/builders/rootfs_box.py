@@ -13,7 +13,7 @@ from typing import Any
 
 from conda_appliance import layers, log, namespace, process, resources, trees
 from conda_appliance.builders.rootfs_disk import Parts
-from conda_appliance.layers import Layer
+from conda_appliance.layer import Layer
 
 #: Vagrant's insecure public key, ``keys/vagrant.pub`` of Vagrant 2.3.4 (Debian's package): RSA alone. Later versions
 #: have an Ed25519 key too, but 2.3 would leave that one on the machine when it replaces the key at the first ``up``:

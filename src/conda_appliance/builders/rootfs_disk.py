@@ -30,12 +30,13 @@ from conda_appliance import (
     resources,
     sparse,
     squashfs,
+    system_files,
     trees,
 )
 from conda_appliance import render as rendering
 from conda_appliance.builders.job import DiskImage, Job
 from conda_appliance.buildtree import BuildTree
-from conda_appliance.layers import Layer
+from conda_appliance.layer import Layer
 from conda_appliance.sparse import Piece, Source
 
 #: What names a build on the machine, as paths from its root.
@@ -117,9 +118,8 @@ class Parts:
         if not self.files_apart:
             return {}
         image, place = self.job.image, "etc/hosts"
-        below = [*(one.path for one in self.changes()), self.system.path]
-        before = next((found for tree in below if (found := tree / place).is_file()), None)
-        said = before.read_text(encoding="utf-8") if before else ""
+        before = next((found for one in self.changes() if (found := one.path / place).is_file()), None)
+        said = before.read_text(encoding="utf-8") if before else system_files.HOSTS
         return {**playbook.machine_names(image, self.job.project), place: _hosts(said, image.name)}
 
     def described(self) -> dict[str, Any]:

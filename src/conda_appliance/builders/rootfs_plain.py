@@ -16,7 +16,7 @@ from pathlib import Path
 from conda_appliance import disk, layers, log, overlay, prefix_check, resources, sparse
 from conda_appliance.builders.job import DiskImage
 from conda_appliance.builders.rootfs_disk import Parts, room
-from conda_appliance.layers import Layer
+from conda_appliance.layer import Layer
 from conda_appliance.overlay import Added, Additions
 from conda_appliance.sparse import Piece
 
