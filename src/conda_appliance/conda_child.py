@@ -1,7 +1,8 @@
 """The only rattler: solves and links, as a process of its own, ``python -m conda_appliance.conda_child TASK``.
 
 rattler may crash when the interpreter exits, after its work is done. What is asked comes as JSON on standard input, and
-the answer goes as JSON to standard output. Little is imported here, so that a small change is linked at once.
+the answer goes as JSON to standard output. Little is imported here, and more by the tasks that need it, so that a small
+change is linked at once.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from conda_appliance import contract, credentials
 from conda_appliance.errors import ApplianceError, BuildError, UsageError
 
 #: What stands before the answer on standard output, after whatever rattler may print.
@@ -46,6 +46,8 @@ async def _solve(given: dict[str, Any]) -> list[dict[str, Any]]:
     from rattler.exceptions import GatewayError, InvalidMatchSpecError, SolverError
     from rattler.networking import AuthenticationMiddleware, Client, MirrorMiddleware, RetryMiddleware
     from rattler.package.build_string import BuildString
+
+    from conda_appliance import contract, credentials
 
     specs = []
     for text in given["specs"]:

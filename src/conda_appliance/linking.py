@@ -14,7 +14,7 @@ import stat
 from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from conda_appliance.errors import BuildError, HashMismatch
 from conda_appliance.layers import Store
 from conda_appliance.lock import CondaPackage
 
+#: How the line of an environment's history begins that says what was asked for, as JSON.
+_SPECS = "# update specs: "
 #: Where the licence texts of packages stand in an environment, in a folder each.
 LICENCES = "share/licenses"
 
@@ -75,8 +77,8 @@ def link(
             install(kept)
         _refuse_scripts(into, scripted)
         _warn_of_clashes(into)
-        _normalise(made, kept, shared)
-        if findings := prefix_check.check(into, unread=kept, sums=sums):
+        there = _normalise(made, kept, shared, before=before)
+        if findings := prefix_check.check(into, unread=kept, sums=sums, there=there, named=shared):
             raise BuildError(
                 f"the environment for {prefix} differs from its packages' own records: {trees.some(findings)}",
                 hint="a package holds other files than it lists; rebuild it or leave it out",
@@ -129,13 +131,23 @@ def settle_installed(
 
 @dataclass(frozen=True, kw_only=True)
 class Before:
-    """An environment that was linked before: its folder, and its packages' SHA-256 by name.
+    """An environment that was linked before: its folder, its packages' SHA-256 by name, and what it holds.
 
     The next one may share its files by hard links, so nothing in it may be written to.
     """
 
     folder: Path
     packages: Mapping[str, str]
+    paths: trees.Paths
+
+    @cached_property
+    def specs(self) -> frozenset[str]:
+        """What was asked for, as its history has it."""
+        found: set[str] = set()
+        for line in (self.folder / "conda-meta/history").read_text(encoding="utf-8").splitlines():
+            if line.startswith(_SPECS):
+                found.update(json.loads(line.removeprefix(_SPECS)))
+        return frozenset(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,49 +306,61 @@ def _follow(made: _Linked, before: Before) -> tuple[frozenset[str], set[str]]:
         return frozenset(), set()
     gone = {
         entry["_path"]
-        for record in prefix_check.records(before.folder)
-        if record["name"] not in stay
+        for record in prefix_check.records(before.folder, without=stay)
         for entry in (*record["paths_data"]["paths"], {"_path": f"conda-meta/{record['_file']}"})
     }
-    shared: set[str] = set()
-    _share(os.fspath(before.folder), os.fspath(made.into), gone, "", shared)
-    return frozenset(stay), shared
+    return frozenset(stay), _share(before, made.into, gone)
 
 
-def _share(folder: str, to: str, gone: Set[str], at: str, shared: set[str]) -> bool:
-    """Give everything in ``folder`` but ``gone`` a second name in the new folder ``to``; whether there was any.
+def _share(before: Before, into: Path, gone: Set[str]) -> set[str]:
+    """Give all files of an environment but ``gone`` a second name in the new folder ``into``; returns their names.
 
-    Records are copied, as conda's tools may write to them; the rest is added to ``shared``. Environments in ``envs/``
-    are left out.
+    Records are copied, as conda's tools may write to them. Environments in ``envs/`` are left out.
     """
-    os.makedirs(to)  # noqa: PTH103 (this is done for every file: pathlib would double what it costs)
-    found = False
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            path = at + entry.name
-            if entry.is_dir(follow_symlinks=False):
-                if at == "envs/" and Path(entry.path, "conda-meta").is_dir():
-                    continue
-                found = _share(entry.path, f"{to}/{entry.name}", gone, path + "/", shared) or found
-            elif path not in gone:
-                found = True
-                if at == "conda-meta/":
-                    shutil.copy2(entry.path, f"{to}/{entry.name}")
-                else:
-                    os.link(entry.path, f"{to}/{entry.name}", follow_symlinks=False)
-                    shared.add(path)
-    if not found:
-        Path(to).rmdir()
-    return found
+    source, target = os.fspath(before.folder), os.fspath(into)
+    others = tuple(
+        path.removesuffix("conda-meta")
+        for path, _ in before.paths
+        if path.startswith("envs/") and path.endswith("/conda-meta") and path.count("/") == 2
+    )
+    shared, folders = set(), {""}
+    into.mkdir(parents=True, exist_ok=True)
+
+    def make(folder: str) -> None:
+        if folder not in folders:
+            make(folder.rpartition("/")[0])
+            os.mkdir(f"{target}/{folder}")  # noqa: PTH102 (this is done for every file: pathlib would double its cost)
+            folders.add(folder)
+
+    for path, about in before.paths:
+        if stat.S_ISDIR(about.st_mode) or path in gone or path.startswith(others):
+            continue
+        folder = path.rpartition("/")[0]
+        make(folder)
+        if folder == "conda-meta":
+            shutil.copy2(f"{source}/{path}", f"{target}/{path}")
+        else:
+            os.link(f"{source}/{path}", f"{target}/{path}", follow_symlinks=False)
+            shared.add(path)
+    return shared
 
 
-def _normalise(made: _Linked, kept: Set[str], shared: Set[str] = frozenset(), *, cmd: str = "") -> None:
-    """Make the tree say nothing of this host, this moment and rattler's ways.
+def _normalise(
+    made: _Linked,
+    kept: Set[str],
+    shared: Set[str] = frozenset(),
+    *,
+    cmd: str = "",
+    before: Before | None = None,
+) -> set[str]:
+    """Make the tree say nothing of this host, this moment and rattler's ways; returns the names of all files in it.
 
-    The packages ``kept`` already are so, and the files ``shared``.
+    The packages ``kept`` already are so, but for what was asked for ``before``, and the files ``shared``.
     """
     into, meta = made.into, made.into / "conda-meta"
-    records = {package.name: _read_record(meta, package) for package in made.packages}
+    asked = {_spec_name(spec) for spec in (before.specs if before else frozenset()) ^ {*made.specs}}
+    changed = [package for package in made.packages if package.name not in kept or package.name in asked]
+    records = {package.name: _read_record(meta, package) for package in changed}
     (into / "CACHEDIR.TAG").unlink(missing_ok=True)  # or backup programs would skip the environment
     new = [package for package in made.packages if package.name not in kept]
     python = next((package for package in made.packages if package.name == "python"), None)
@@ -345,15 +369,13 @@ def _normalise(made: _Linked, kept: Set[str], shared: Set[str] = frozenset(), *,
     )
     bytecode.record(into, {package.name: records[package.name] for package in new})
     _record_licences(into, {package.name: records[package.name] for package in new})
-    for package in made.packages:
+    for package in changed:
         record = records[package.name]
-        if package.name in kept and record["requested_specs"] == _requested(package, made.specs):
-            continue
         _clean_record(record, package, made.specs)
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         _replace(meta / _record_name(package), text)
     _replace(meta / "history", _history(made.packages, made.specs, made.epoch, cmd))
-    trees.settle(into, made.epoch, shared)
+    return trees.settle(into, made.epoch, shared)
 
 
 def _record_name(package: CondaPackage) -> str:
@@ -418,7 +440,7 @@ def _history(packages: Sequence[CondaPackage], specs: Sequence[str], epoch: int,
         for package in sorted(packages, key=lambda package: package.name)
     ]
     if specs:
-        lines.append(f"# update specs: {json.dumps(list(specs))}")
+        lines.append(f"{_SPECS}{json.dumps(list(specs))}")
     return "\n".join(lines) + "\n"
 
 

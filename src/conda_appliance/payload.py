@@ -34,7 +34,8 @@ from conda_appliance import (
 from conda_appliance.definition import Base, ImageDefinition, load_disc
 from conda_appliance.definition_slim import Part
 from conda_appliance.errors import BuildError, HashMismatch, UsageError
-from conda_appliance.layers import Layer, Store
+from conda_appliance.layer import Layer
+from conda_appliance.layers import Store
 from conda_appliance.lock import EnvironmentSection, Lock
 from conda_appliance.platforms import PLATFORMS
 
@@ -316,7 +317,8 @@ def _before(earlier: tuple[Layer, layers.Parts] | None, name: str, prefix: str) 
     if earlier is None:
         return None
     layer, parts = earlier
-    folder = layer.path / prefix.lstrip("/")
+    inside = f"{prefix.lstrip('/')}/"
+    folder = layer.path / inside
     if "scripts" in parts:
         return None
     named = parts["packages"]
@@ -331,6 +333,7 @@ def _before(earlier: tuple[Layer, layers.Parts] | None, name: str, prefix: str) 
             for one, about in named.items()
             if one.partition("/")[0] == name
         },
+        paths=[(path[len(inside) :], about) for path, about in layer.paths if path.startswith(inside)],
     )
 
 

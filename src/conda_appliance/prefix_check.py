@@ -20,7 +20,7 @@ import os
 import posixpath
 import stat
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -47,19 +47,27 @@ def check(
     allow: Sequence[str] = (),
     unread: Collection[str] = (),
     sums: dict[tuple[int, int], str] | None = None,
+    *,
+    there: Set[str] | None = None,
+    named: Set[str] | None = None,
 ) -> list[str]:
     """What is wrong with the environment at ``prefix``: a line each, sorted; an empty list means nothing.
 
     A line is ``missing: PATH (PACKAGE)``, ``changed: PATH (PACKAGE): …`` or ``extra: PATH``. ``allow`` are
     patterns (as the shell's, ``*`` matches ``/`` too) of files that may be there though no package brought
-    them. Of the packages in ``unread`` the files must be there, and are not read. Environments in ``envs/`` are
-    checked by their own path. ``sums`` gets the SHA-256 of each file of a package, by its inode and its change time in
-    nanoseconds.
+    them. Of the packages in ``unread`` the files must be there, and are not read; nor are their records where it is
+    known which files those are (``named``). Environments in ``envs/`` are checked by their own path. ``sums`` gets the
+    SHA-256 of each file of a package, by its inode and its change time in nanoseconds. ``there`` are all files and
+    links by path, where that is known.
     """
     findings = []
     recorded = set(_OWN)
-    there = set(_files(prefix))
-    for record in records(prefix):
+    there = set(_files(prefix)) if there is None else there
+    if named is not None:
+        recorded |= named
+        recorded |= {f"conda-meta/{path.name}" for path in record_files(prefix) if _package(path) in unread}
+        findings += [f"missing: {path}" for path in named - there]
+    for record in records(prefix, without=unread if named is not None else ()):
         recorded.add("conda-meta/" + record["_file"])
         for entry in record["paths_data"]["paths"]:
             recorded.add(entry["_path"])
@@ -85,7 +93,7 @@ def check(
             findings.append(f"missing: {path} (the installer)")
         elif (found := digest_of(prefix / path)) != expected:
             findings.append(f"changed: {path} (the installer): expected SHA-256 {expected}, found {found}")
-    if len(recorded) == len(_OWN):
+    if recorded <= _OWN:
         findings.append(f"missing: conda-meta/*.json: {prefix} is not a conda environment")
     for path in there - recorded:
         if not any(fnmatch.fnmatchcase(path, pattern) for pattern in allow):
@@ -93,12 +101,22 @@ def check(
     return sorted(findings)
 
 
-def records(prefix: Path) -> Iterator[dict[str, Any]]:
-    """The environment's package records, each with its file's name as ``_file``."""
-    for path in sorted((prefix / "conda-meta").glob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        record["_file"] = path.name
-        yield record
+def records(prefix: Path, *, without: Collection[str] = ()) -> Iterator[dict[str, Any]]:
+    """The environment's package records, each with its file's name as ``_file``; those of some packages left out."""
+    for path in record_files(prefix):
+        if not without or _package(path) not in without:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            record["_file"] = path.name
+            yield record
+
+
+def record_files(prefix: Path) -> list[Path]:
+    """The files of `records`, ``NAME-VERSION-BUILD.json``."""
+    return sorted((prefix / "conda-meta").glob("*.json"))
+
+
+def _package(record: Path) -> str:
+    return record.name.removesuffix(".json").rsplit("-", 2)[0]
 
 
 def wheels(prefix: Path, recorded: Collection[str] = ()) -> Iterator[tuple[str, dict[str, str]]]:

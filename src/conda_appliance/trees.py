@@ -233,20 +233,25 @@ def set_times(root: Path, epoch: int, *, newer_only: bool = False) -> None:
             os.utime(root / path, (epoch, epoch), follow_symlinks=False)
 
 
-def settle(folder: Path, epoch: int, settled: Set[str] = frozenset()) -> None:
+def settle(folder: Path, epoch: int, settled: Set[str] = frozenset()) -> set[str]:
     """Give everything below ``folder``, and itself, its plain mode and one time.
 
-    The files ``settled`` have them already: names from the folder on.
+    The files ``settled`` have them already: names from the folder on. Returns the names of all files and links.
     """
-    _settle(os.fspath(folder), "", epoch, settled)
+    found: set[str] = set()
+    _settle(os.fspath(folder), "", epoch, settled, found)
+    return found
 
 
-def _settle(folder: str, at: str, epoch: int, settled: Set[str]) -> None:
+def _settle(folder: str, at: str, epoch: int, settled: Set[str], found: set[str]) -> None:
     with os.scandir(folder) as entries:
         for entry in entries:
+            name = at + entry.name
             if entry.is_dir(follow_symlinks=False):
-                _settle(entry.path, f"{at}{entry.name}/", epoch, settled)
-            elif at + entry.name not in settled:
+                _settle(entry.path, f"{name}/", epoch, settled, found)
+                continue
+            found.add(name)
+            if name not in settled:
                 _settle_one(entry.path, entry.stat(follow_symlinks=False), epoch)
     _settle_one(folder, os.lstat(folder), epoch)  # a folder after what it holds
 

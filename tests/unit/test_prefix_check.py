@@ -51,6 +51,23 @@ def test_what_it_read_spares_whoever_lists_the_tree(prefix: Path) -> None:
     assert trees.listing(prefix, sums=sums) == trees.listing(prefix)
 
 
+def test_of_packages_whose_files_are_known_not_even_the_records_are_read(prefix: Path) -> None:
+    (prefix / "conda-meta/demo-1-0.json").write_text("no record")
+    named = {"lib/a.txt", "lib/b.txt"}
+    assert prefix_check.check(prefix, unread={"demo"}, named=named) == []
+    (prefix / "lib/more.txt").write_text("of nobody")
+    (prefix / "lib/b.txt").unlink()
+    assert prefix_check.check(prefix, unread={"demo"}, named=named) == [
+        "extra: lib/more.txt",
+        "missing: lib/b.txt",
+    ]
+
+
+def test_whoever_knows_what_is_there_says_so(prefix: Path) -> None:
+    there = {"lib/a.txt", "lib/b.txt", "lib/c.txt", "conda-meta/demo-1-0.json", "conda-meta/history"}
+    assert prefix_check.check(prefix, there=there) == ["extra: lib/c.txt"]
+
+
 def test_a_changed_file_is_named(prefix: Path) -> None:
     (prefix / "lib/a.txt").write_text("something else")
     (finding,) = prefix_check.check(prefix)
