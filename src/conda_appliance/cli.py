@@ -131,7 +131,7 @@ def _tell(error: ApplianceError, *, plain: bool = False) -> int:
 def entry_point() -> None:
     """The console script. Threads of libraries can hold or crash an interpreter that ends: leave at once."""
     gc.freeze()  # modules stay; to look through them again and again took a tenth of a small build's time
-    gc.set_threshold(200_000, 20, 20)
+    gc.set_threshold(1_000_000, 20, 20)
     gc.enable()
     code = main()
     sys.stdout.flush()

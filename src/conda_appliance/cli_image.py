@@ -132,9 +132,9 @@ def _render(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
-    for path in args.files:
-        definition.load_image(path)  # every mistake before the first minute of the first build
     if args.lock:
+        for path in args.files:
+            definition.load_image(path)  # every mistake before the first minute of the first lock
         for path in args.files:
             locking.ensure(path)
     results = batch.build(

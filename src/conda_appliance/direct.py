@@ -25,6 +25,8 @@ from conda_appliance import trees
 ALIGN = 1 << 12
 #: Bytes that are moved at a time. A file that is smaller is not worth it.
 CHUNK = 1 << 20
+#: From that many bytes on what is written is moved as it is, and not gathered with what follows.
+_LARGE = CHUNK // 4
 #: A disk that moves less than that, in bytes a second, is not waited for: the cache reads ahead, and writes later.
 _SLOW = 300 << 20
 #: Seconds after which that is known.
@@ -165,7 +167,8 @@ class Output:
         with memoryview(data) as left:
             done = 0
             while done < len(left):
-                if not self._staged and len(left) - done >= CHUNK:
+                if len(left) - done >= _LARGE and self._staged % ALIGN == 0:
+                    self._flush()
                     with left[done:] as part:
                         count = self._way.move(os.pwrite, part, self._at)
                     self._at += count

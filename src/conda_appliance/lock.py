@@ -281,8 +281,12 @@ def write_one(lock: Lock, path: Path) -> None:
 
 
 def read(path: Path, platform: str | None = None) -> Lock:
-    """Read the lock of a platform; none is the first. Raises LockError as `read_all`, or when it has no such."""
-    locks = read_all(path)
+    """Read the lock of a platform; none is the first. Raises LockError as `read_all` and `chosen` do."""
+    return chosen(read_all(path), platform, path)
+
+
+def chosen(locks: Sequence[Lock], platform: str | None, path: Path) -> Lock:
+    """Of the locks that the file at ``path`` has, a platform's; none is the first. Raises LockError without such."""
     found = next((one for one in locks if platform in (None, one.platform)), None)
     if found is None:
         raise LockError(

@@ -169,8 +169,9 @@ def read(
         image = definition.with_builder(path, image, builder)
     if locked is None:
         target = lock.path_for(path)
-        lock.require_fresh(lock.read(target), definition.lock_digest(path, whole), path)
-        locked = lock.read(target, image.platform.name)
+        locks = lock.read_all(target)
+        lock.require_fresh(locks[0], definition.lock_digest(path, whole), path)
+        locked = lock.chosen(locks, image.platform.name, target)
     else:
         lock.require_fresh(locked, definition.lock_digest(path, whole), path)
     return image, locked

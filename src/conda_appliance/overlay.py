@@ -13,12 +13,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Added:
+class Added(NamedTuple):
     """A path that the file system gets.
 
     ``tree`` is the number of the tree that it comes from, ``about`` its lstat there. ``there`` is the lstat of a folder
@@ -115,7 +115,7 @@ class _Merge:
         below = []
         for name, about in sorted(self._inside(number, at)):
             if stat.S_ISDIR(about.st_mode):
-                self.found.append(Added(path=at + name, tree=number, about=about))
+                self.found.append(Added(at + name, number, about))
                 below.append(f"{at}{name}/")
             else:
                 self._add(at + name, number, about, None)
@@ -155,7 +155,7 @@ class _Merge:
             if there is not None and not stat.S_ISDIR(there.st_mode):
                 self.removed.append(Removed(path, folder=False))
                 there = None
-            self.found.append(Added(path=path, tree=number, about=about, there=there))
+            self.found.append(Added(path, number, about, there))
         return merged
 
     def _merged(self, path: str, seen: Sequence[tuple[int, os.stat_result]]) -> list[int]:
@@ -186,7 +186,7 @@ class _Merge:
         if stat.S_ISREG(about.st_mode):
             twin = self.twins.setdefault(inode, path)
             self.names[inode] = self.names.get(inode, 0) + 1
-        self.found.append(Added(path=path, tree=number, about=about, twin=twin if twin != path else ""))
+        self.found.append(Added(path, number, about, None, twin if twin != path else ""))
 
     def _empty(self, path: str) -> None:
         """Remove what the file system has in a folder: what the only tree that it holds has there."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from conda_appliance import direct
 from conda_appliance.errors import BuildError
@@ -71,8 +71,7 @@ class Piece:
 _Part = tuple[Source, int, int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(NamedTuple):
     """A block of a disk that is not empty: its number there, and the parts that it consists of, in this order.
 
     ``size`` is less than `BLOCK` for the last one of a disk that ends within. ``piece`` is the number of the piece that

@@ -136,17 +136,16 @@ class Image:
         done, wanted = 0, min(len(to), max(0, self.size - at))
         number = bisect_right(self._starts, at) - 1
         while done < wanted:
-            start, part = self._starts[number], self._parts[number]
-            end = self._starts[number + 1] if number + 1 < len(self._starts) else self.size
-            inside = at + done - start
-            length = min(end - start - inside, wanted - done)
-            with to[done : done + length] as room:
-                if isinstance(part, bytes):
-                    room[:] = part[inside : inside + length]
-                else:
-                    _read(part, room, inside)
-            done += length
+            part = self._parts[number]
+            inside = at + done - self._starts[number]
             number += 1
+            end = self._starts[number] if number < len(self._starts) else self.size
+            length = min(end - at - done, wanted - done)
+            if isinstance(part, bytes):
+                to[done : done + length] = part[inside : inside + length]
+            else:
+                _read(part, to[done : done + length], inside)
+            done += length
         if done < len(to):
             to[done:] = bytes(len(to) - done)
         return done
@@ -157,8 +156,7 @@ def _read(path: str, to: memoryview, at: int) -> None:
     try:
         done = os.preadv(file, [to], at)
         while done < len(to):
-            with to[done:] as rest:
-                got = os.preadv(file, [rest], at + done)
+            got = os.preadv(file, [to[done:]], at + done)
             if not got:
                 raise BuildError(f"{path} became shorter while it was read", hint="run the build again")
             done += got
