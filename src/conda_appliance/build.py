@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import conda_appliance
 from conda_appliance import (
@@ -21,7 +21,6 @@ from conda_appliance import (
     builders,
     cache,
     catalog,
-    containers,
     cyclonedx,
     definition,
     emulation,
@@ -30,10 +29,10 @@ from conda_appliance import (
     formats,
     identity,
     layers,
+    lazy,
     lock,
     locking,
     log,
-    machine,
     manifest,
     namespace,
     process,
@@ -44,12 +43,19 @@ from conda_appliance import (
     slim,
     spdx,
 )
-from conda_appliance import check as checks
 from conda_appliance.bill import Bill
 from conda_appliance.boottime import BootTime
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import CheckFailed, UsageError
 from conda_appliance.layer import Layer
+
+if TYPE_CHECKING:
+    from conda_appliance import check as checks
+    from conda_appliance import containers, machine
+else:
+    checks = lazy.module("conda_appliance.check")
+    containers = lazy.module("conda_appliance.containers")
+    machine = lazy.module("conda_appliance.machine")
 
 #: What ``--builder`` may name.
 BUILDERS = tuple(builders.BUILDERS)

@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from conda_appliance import batch, build, cli_options, definition, locking, session
+from conda_appliance import batch, build, cli_options, definition, lazy, locking
+
+if TYPE_CHECKING:
+    from conda_appliance import session
+else:
+    session = lazy.module("conda_appliance.session")
 
 
 def add(verbs: Any) -> None:

@@ -125,10 +125,15 @@ def test_a_task_that_fails_ends_the_programs_of_its_siblings_and_of_nobody_else(
 
 def test_a_build_that_needs_no_network_loads_no_library_for_it() -> None:
     """They take longer to load than a small build takes in all."""
-    code = (
-        "import sys, conda_appliance.cli; "
-        "print(*{'paramiko.client', 'requests.api', 'pytest', 'rattler'} & set(sys.modules))"
-    )
+    large = {
+        "paramiko.client",
+        "requests.api",
+        "pytest",
+        "rattler",
+        "rich",
+        "conda_appliance.builders.packer",
+    }
+    code = f"import sys, conda_appliance.cli_image; print(*{large} & set(sys.modules))"
     assert process.run([sys.executable, "-c", code]).stdout.split() == []
 
 

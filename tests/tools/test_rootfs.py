@@ -25,7 +25,7 @@ import yaml
 from debian_made import Debian
 from tests.conftest import Folders
 
-from conda_appliance import conda, log, process, resources, sparse, trees
+from conda_appliance import conda, log, process, resources, sparse, squashfs, trees
 from conda_appliance.builders import DiskImage, Job, rootfs, rootfs_box, rootfs_plain
 from conda_appliance.contract import Contract
 from conda_appliance.definition import ImageDefinition
@@ -264,6 +264,26 @@ def test_tasks_see_nothing_of_who_builds_where(project: Project, monkeypatch: py
     seen = (project.upper() / "etc/seen").read_text()
     assert str(project.folder) not in seen
     assert "A_SECRET" not in seen
+
+
+def test_an_environment_with_more_than_modes_is_packed_though_nothing_is_to_be_compressed(
+    project: Project, tmp_path: Path
+) -> None:
+    """As after setcap(8): the bytes that are put together while they are read know files, folders and links."""
+    about = project.job.image.model_dump(by_alias=True)
+    about["disk"] = {"size": "2GiB", "layout": "split", "slot": "64MiB", "compression": "none"}
+    project.job = replace(project.job, image=ImageDefinition.model_validate(about))
+    mark = "import os; os.setxattr('/opt/conda/etc/prefixed.conf', 'user.origin', b'a task')"
+    plain = project.build(copy("/etc/written", "one\n"))
+    assert isinstance(plain.pieces[1].source, squashfs.Image)
+    plain.release()
+    made = project.build(shell("Mark a file", f'python3 -c "{mark}"'))
+    piece = made.pieces[1]
+    assert isinstance(piece.source, Path), "a file of mksquashfs"
+    words = ["unsquashfs", "-quiet", "-no-progress", "-dest", tmp_path / "unpacked", "-offset", piece.at]
+    process.run([*map(str, words), str(whole(made, tmp_path / "whole.raw"))])
+    assert os.getxattr(tmp_path / "unpacked/etc/prefixed.conf", "user.origin") == b"a task"
+    made.release()
 
 
 # --- once -------------------------------------------------------------------------------------------

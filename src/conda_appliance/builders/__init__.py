@@ -6,9 +6,9 @@ A builder is a module that satisfies `Builder`; `BUILDERS` is the one place that
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from conda_appliance.builders import packer, rootfs
+from conda_appliance import lazy
 from conda_appliance.builders.job import Boxed, DiskImage, Job
 from conda_appliance.buildtree import BuildTree
 from conda_appliance.definition import ImageDefinition
@@ -36,4 +36,9 @@ class Builder(Protocol):
         ...
 
 
-BUILDERS: dict[str, Builder] = {"packer": packer, "rootfs": rootfs}
+if TYPE_CHECKING:
+    from conda_appliance.builders import packer, rootfs
+
+    BUILDERS: dict[str, Builder] = {"packer": packer, "rootfs": rootfs}
+else:
+    BUILDERS = {name: lazy.module(f"conda_appliance.builders.{name}") for name in ("packer", "rootfs")}
