@@ -2,8 +2,8 @@
 
 A layer is a folder ``layers/KIND/KEY/`` of the cache. It holds the content (a file or a tree), ``layer.json`` (what
 decided it, and its SHA-256), ``seen``, by which an unchanged content is known again without reading it, and
-``users``, who used it when. It appears in one step, is verified when a run first uses it, and is held while it is used,
-so that nobody prunes it.
+``users``, who used it when. It appears in one step, is verified when a run first uses it or looks at it, and is held
+while it is used, so that nobody prunes it.
 """
 
 from __future__ import annotations
