@@ -64,9 +64,10 @@ def check(
     recorded = set(_OWN)
     there = set(_files(prefix)) if there is None else there
     if named is not None:
-        recorded |= named
-        recorded |= {f"conda-meta/{path.name}" for path in record_files(prefix) if _package(path) in unread}
+        files = {_package(path): f"conda-meta/{path.name}" for path in record_files(prefix)}
+        recorded |= named | {path for name, path in files.items() if name in unread}
         findings += [f"missing: {path}" for path in named - there]
+        findings += [f"missing: conda-meta/{name}-*.json" for name in unread if name not in files]
     for record in records(prefix, without=unread if named is not None else ()):
         recorded.add("conda-meta/" + record["_file"])
         for entry in record["paths_data"]["paths"]:

@@ -61,6 +61,8 @@ def test_of_packages_whose_files_are_known_not_even_the_records_are_read(prefix:
         "extra: lib/more.txt",
         "missing: lib/b.txt",
     ]
+    (prefix / "conda-meta/demo-1-0.json").unlink()
+    assert "missing: conda-meta/demo-*.json" in prefix_check.check(prefix, unread={"demo"}, named=named)
 
 
 def test_whoever_knows_what_is_there_says_so(prefix: Path) -> None:
