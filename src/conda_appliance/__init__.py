@@ -13,6 +13,7 @@ prefix_check 0 checks an environment against its records; standard library only,
 first_boot   0 records what post-link scripts did, on the machine too; standard library only
 unsynced     0 starts a program whose files are not written to the disk before its next step; standard library only
 trees        0 what a tree of files holds, as text that can be hashed and compared
+tars         0 tarfile with filters for what is unpacked, whatever the Python
 formats      1 all forms that an appliance ships as: one table
 overlay      0 trees laid over each other, some of which are there already → what is to be added
 direct       1 large files, past the page cache: read, written, copied, summed up

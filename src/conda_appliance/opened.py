@@ -10,12 +10,12 @@ import fnmatch
 import json
 import re
 import shutil
-import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from conda_appliance import compare, formats, platforms, process, resources, trees
 from conda_appliance.errors import BuildError
+from conda_appliance.tars import tarfile
 
 #: What a machine image adds to the environments: settings, and that nobody changes them.
 _OF_IMAGES = (".condarc", "conda-meta/frozen", "lib/python3*/EXTERNALLY-MANAGED")

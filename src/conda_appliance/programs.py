@@ -11,7 +11,6 @@ import os
 import re
 import shlex
 import shutil
-import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from conda_appliance.definition import Files, ImageDefinition
 from conda_appliance.definition_services import GitTree, ProgramFile, Service
 from conda_appliance.errors import BuildError, HashMismatch, LockError, UsageError
 from conda_appliance.lock import Lock, ProgramSection
+from conda_appliance.tars import tarfile
 
 if TYPE_CHECKING:
     from elftools.common import exceptions

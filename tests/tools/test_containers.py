@@ -65,9 +65,9 @@ class Maker:
             symlinks=True,
             ignore=shutil.ignore_patterns("test", "site-packages", "__pycache__", "idlelib", "config-*"),
         )
-        for module in ("binascii", "zlib"):
-            (extension,) = (library / "lib-dynload").glob(f"{module}.*.so")
-            small_machine.copy(root, str(extension), str(extension))
+        for module in ("binascii", "zlib"):  # Debian's Python has them built in
+            for extension in (library / "lib-dynload").glob(f"{module}.*.so"):
+                small_machine.copy(root, str(extension), str(extension))
         process.run(["umoci", "init", "--layout", folder / "base"])
         process.run(["umoci", "new", "--image", f"{folder}/base:1"])
         process.run(["umoci", "insert", "--image", f"{folder}/base:1", root, "/"])
