@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -102,10 +103,13 @@ def link_downloads(cache: Path, *names: str) -> None:
 
 
 def link_layers(cache: Path, kinds: str = "*") -> None:
-    """The same for its layers of these kinds (a pattern), with owners and modes as they are."""
+    """The same for its layers of these kinds (a pattern), with owners and modes as they are.
+
+    Those without a digest stay where they are: of a second name they would be made anew, for all who use the cache.
+    """
     for layer in sorted((resources.cache_root() / "layers").glob(f"{kinds}/*/layer.json")):
         kind, key = layer.parts[-3:-1]
-        if not re.fullmatch("[0-9a-f]+", key):
+        if not re.fullmatch("[0-9a-f]+", key) or not json.loads(layer.read_text())["sha256"]:
             continue
         to = cache / "layers" / kind / key
         to.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ import wheels_made
 from tests.boot.conftest import cli
 from tests.conftest import Folders
 
-from conda_appliance import manifest, process
+from conda_appliance import manifest, process, resources
 
 #: What all of them are: it says its name, and which Python runs it.
 SERVER = """\
@@ -153,5 +153,5 @@ def test_programs_of_every_kind_answer_on_a_booted_machine(project: Path) -> Non
         (project / "made" / name).touch()
     again = cli("build", project / "programs.yaml", "--out", project / "again", "--offline", "--no-check")
     assert again.returncode == 0, again.stderr
-    sums = [(folder / "programs.qcow2").read_bytes() for folder in (result, Path(again.stdout.strip()))]
+    sums = [resources.sha256_of(folder / "programs.qcow2") for folder in (result, Path(again.stdout.strip()))]
     assert sums[0] == sums[1]
