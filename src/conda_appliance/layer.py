@@ -31,7 +31,7 @@ class Layer:
     ``size`` is what it takes on disk, in bytes.
 
     ``why`` says what was new when it had to be made now; it is empty when it was there. ``verify`` returns what it
-    holds, or raises HashMismatch.
+    holds, or raises HashMismatch; BuildError where another run took it away.
     """
 
     kind: str
@@ -90,6 +90,7 @@ class Once:
 
 
 def read(folder: Path) -> dict[str, Any] | None:
+    """The record of the layer in ``folder``; None where there is none that is whole."""
     try:
         about: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     except (OSError, ValueError):

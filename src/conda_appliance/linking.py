@@ -14,7 +14,7 @@ import stat
 from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,7 @@ class Before:
     packages: Mapping[str, str]
     paths: trees.Paths
 
-    @cached_property
+    @property
     def specs(self) -> frozenset[str]:
         """What was asked for, as its history has it."""
         found: set[str] = set()

@@ -56,9 +56,9 @@ def check(
     A line is ``missing: PATH (PACKAGE)``, ``changed: PATH (PACKAGE): …`` or ``extra: PATH``. ``allow`` are
     patterns (as the shell's, ``*`` matches ``/`` too) of files that may be there though no package brought
     them. Of the packages in ``unread`` the files must be there, and are not read; nor are their records where it is
-    known which files those are (``named``). Environments in ``envs/`` are checked by their own path. ``sums`` gets the
-    SHA-256 of each file of a package, by its inode and its change time in nanoseconds. ``there`` are all files and
-    links by path, where that is known.
+    known which files those are (``named``), and no line then says whose one is. Environments in ``envs/`` are checked
+    by their own path. ``sums`` gets the SHA-256 of each file of a package, by its inode and its change time in
+    nanoseconds. ``there`` are all files and links by path, where that is known.
     """
     findings = []
     recorded = set(_OWN)
