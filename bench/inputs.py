@@ -85,8 +85,12 @@ class Workspace:
         for path in away:
             resources.remove(path)
         if away and wait:
-            os.sync()
-            time.sleep(_RECENTLY + 1)
+            self.rest()
+
+    def rest(self) -> None:
+        """Wait until what was made is on the disk and what was removed costs nobody anything any more."""
+        os.sync()
+        time.sleep(_RECENTLY + 1)
 
     def next_number(self) -> int:
         """A number that no run in this workspace has had: what was made once may be in somebody's cache."""

@@ -43,8 +43,9 @@ _METHOD = """\
 - **Memory**: the largest sum of the tree's private and shared pages and of what tmpfs grew by, sampled ten times a
   second; the page cache is left out. **Written**: bytes made dirty on file systems that have a disk below.
 - **Wall** ends with the program, before the kernel has written everything back; ours has written its image by then,
-  past the page cache. That is warm. What a cold run must not find is put away before it, not removed: ext4 makes
-  whoever creates files in the minutes after a removal pay for it.
+  past the page cache. That is warm. What a cold run must not find is put away before it, not removed, and it begins
+  a minute after the run before it, which removed files of its own: ext4 makes whoever creates files within a minute
+  of a removal pay for it (`RECENTCY_MIN` in fs/ext4/ialloc.c).
 - **Image**: bytes on disk, holes left out. After each run the image is looked into, unmeasured: it must have the
   environment and the application that were asked for.
 - Packages come from an archive on this machine, over the loopback address, and each peer has its own caches besides.

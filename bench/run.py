@@ -85,6 +85,7 @@ class Bench:
             one.reset()
             if isinstance(one, Ours):  # its variants share a cache
                 self._settled = {name: at for name, at in self._settled.items() if name not in VARIANTS}
+            self.workspace.rest()  # whoever ran before removed files of its own
         inputs = self.changed(
             now,
             environment=scenario in ("environment", "second"),
