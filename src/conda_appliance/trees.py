@@ -33,16 +33,21 @@ SHOWN = 8
 def walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
     """Every path below ``root`` by its name from there, sorted, with its lstat; ``.`` is the root itself."""
     yield ".", root.lstat()
-    stack = [("", os.fspath(root))]
+    stack, above = [""], os.fspath(root)
     while stack:
-        at, folder = stack.pop()
+        at = stack.pop()
         inner = []
-        with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=_name):
-                path = at + entry.name
-                yield path, entry.stat(follow_symlinks=False)
-                if entry.is_dir(follow_symlinks=False):
-                    inner.append((f"{path}/", entry.path))
+        # By its handle the kernel need not look up the whole path for each name in it.
+        handle = os.open(f"{above}/{at}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with os.scandir(handle) as entries:
+                for entry in sorted(entries, key=_name):
+                    path = at + entry.name
+                    yield path, entry.stat(follow_symlinks=False)
+                    if entry.is_dir(follow_symlinks=False):
+                        inner.append(f"{path}/")
+        finally:
+            os.close(handle)
         stack.extend(reversed(inner))
 
 
