@@ -12,12 +12,12 @@ import os
 import sys
 from pathlib import Path
 
-from conda_appliance import bootstrap, definition, lock, process, sources
+from conda_appliance import bootstrap, definition, lock, runs, sources
 
 
 def main() -> int:
     """Make it."""
-    os.environ[process.MARK] = process.mark()
+    os.environ[runs.MARK] = runs.mark()
     path, cache, folder = (Path(word).absolute() for word in sys.argv[1:])
     image, locked = definition.load_image(path), lock.read(lock.path_for(path))
     assert locked.debian is not None

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from conda_appliance import disc, process
-from conda_appliance.definition import DiscDefinition
+from conda_appliance.definition_disc import DiscDefinition
 from contenders import metered
 
 #: A tree's name → how many files, bytes in all, files in one folder.

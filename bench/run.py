@@ -25,7 +25,7 @@ import contenders
 import report
 import results
 import toolbox
-from conda_appliance import layers, process, resources, sources
+from conda_appliance import layers, process, resources, runs, sources
 from contenders import Contender, Failed, Ours, Peer
 from inputs import HERE, Inputs, Variant, Workspace
 
@@ -234,7 +234,7 @@ def main() -> int:
     if os.geteuid() != 0:
         print("the benchmark needs root: peers mount and make loop devices", file=sys.stderr)
         return 2
-    os.environ[process.MARK] = process.mark()
+    os.environ[runs.MARK] = runs.mark()
     workspace = Workspace(args.work)
     workspace.tidy()
     try:
@@ -243,7 +243,7 @@ def main() -> int:
             return 0
         return measure(args, workspace)
     finally:
-        process.reap(own=True)
+        runs.reap(own=True)
 
 
 def measure(args: argparse.Namespace, workspace: Workspace) -> int:

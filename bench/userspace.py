@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from conda_appliance import disc, machine, process, seed
-from conda_appliance.definition import DiscDefinition
+from conda_appliance.definition_disc import DiscDefinition
 
 EPOCH = 1_577_836_800
 _IMPORT = "/opt/conda/bin/python -B -c 'import numpy, flask'"

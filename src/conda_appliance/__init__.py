@@ -19,6 +19,7 @@ overlay      0 trees laid over each other, some of which are there already → w
 direct       1 large files, past the page cache: read, written, copied, summed up
 elf          0 what an ELF file says of its debug symbols, and how it is loaded
 facts        0 what a machine should be, as its checks read it
+runs         0 which run of ours a process belongs to; ends what a dead run left
 testsuites   0 which test suites of an environment no module that stays speaks of
 debs         1 what a Debian package says of itself
 sparse       2 a raw disk and what is laid into it: its blocks that are not empty; written raw again
@@ -29,7 +30,7 @@ guest        1 what a check on a booted machine knows: a pytest plugin
 conda_child  2 the only rattler, as a process of its own
 boottime     1 how a machine starts: what its console, its service and systemd tell → phases
 yamlfile     1 YAML 1.2 → a model; all mistakes of a file at once, with their places
-process      1 the only place that starts a program; ends what a dead run left
+process      1 the only place that starts a program
 resources    1 finds data: the user's project first, then what is shipped; the cache; work folders
 credentials  1 who we are to a server: from a file, a keyring or .netrc, never from a definition
 network      1 certificates and proxies, the same for all that reaches a server
@@ -45,7 +46,8 @@ definition_target 2 what a definition says of that
 definition_forms 2 what a definition says of the forms that it ships as
 definition_services 2 the services of a definition, and their programs
 definition_slim 2 what a definition leaves out of its environments: parts, and the careful choice
-definition   3 YAML → ImageDefinition, DiscDefinition
+definition   3 YAML → ImageDefinition
+definition_disc 2 YAML → DiscDefinition: what a disc holds, and where
 schema       4 ImageDefinition → JSON Schema and reference page
 cache        4 the downloads and layers of this host, with what killed runs left in them cleared away
 layer        2 one layer, and whether it is still what was made
@@ -59,7 +61,8 @@ vagrant      3 a machine that `vagrant up` started: a way in
 emulation    4 whether this host runs another platform's programs, and how those of its environments are started
 qemu         4 QEMU's command line, firmware and control protocol
 recipes      3 the recipes of a channel that is built here
-sources      3 the only network: verified downloads into the cache
+transport    2 the only network: bytes from one place, tried again and gone on with
+sources      3 verified downloads into the cache, from wherever a file is to be had
 render       3 the only Jinja; StrictUndefined; values as words of what reads them
 disctree     4 what a disc will hold: its tree, its SHA256SUMS, its names
 packed       4 trees of files → one read-only file system in a file, compressed
@@ -124,6 +127,7 @@ userspace_disc 8 environments and mount.sh → the disc that a machine runs them
 builders/    8 a Protocol; packer.py boots the base, rootfs.py does not; both run the playbook
 catalog      7 the boxes of several versions → the catalog that Vagrant adds and updates from
 locking      9 a definition's lock: written, moved, exported, read; what it names, fetched
+check_report 7 what checks of a machine found: read, told, written
 check        8 testinfra on a Machine → CheckReport
 results      7 out/NAME/: finished builds, the latest, what a failure left
 identity     8 a build's id: the hash of everything that decides the image

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from conda_appliance import process, resources
+from conda_appliance import resources, runs
 from conda_appliance.errors import ToolMissing
 
 #: Folders with Packer's and Ansible's sockets, whose paths may have 107 bytes: TMPDIR is often longer than this.
@@ -54,7 +54,7 @@ def variables(scratch: Path, logs: Path) -> dict[str, str]:
 def scratch() -> Iterator[Path]:
     """A folder for sockets and temporary files, with a short path; what killed runs left of theirs goes first."""
     sweep()
-    mark = process.mark().replace(":", "-")
+    mark = runs.mark().replace(":", "-")
     folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{mark}-", dir=_parent()))
     try:
         yield folder
@@ -67,7 +67,7 @@ def sweep() -> list[Path]:
     removed = []
     for left in _parent().glob(f"{_PREFIX}*"):
         owner = left.name.removeprefix(_PREFIX).rpartition("-")[0].replace("-", ":")
-        if left.is_dir() and left.stat().st_uid == os.getuid() and not process.alive(owner):
+        if left.is_dir() and left.stat().st_uid == os.getuid() and not runs.alive(owner):
             resources.remove(left)
             removed.append(left)
     return removed

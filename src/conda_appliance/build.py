@@ -39,6 +39,7 @@ from conda_appliance import (
     programs,
     resources,
     results,
+    runs,
     shipping,
     slim,
     spdx,
@@ -294,7 +295,7 @@ def _report(target: Path) -> Iterator[Path]:
 
 def clean(out: Path, *, caches: bool, built: bool) -> list[Path]:
     """Remove what dead runs left and failed builds; with ``caches`` the cache, with ``built`` the results too."""
-    process.reap()
+    runs.reap()
     removed = ansible.sweep()
     for home in results.homes(out):
         removed += resources.sweep(home)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from conda_appliance import layers, log, process, resources, sources
+from conda_appliance import layers, log, resources, runs, sources
 
 
 def layer_store(*, explain: bool = False) -> layers.Store:
@@ -18,7 +18,7 @@ def layer_store(*, explain: bool = False) -> layers.Store:
 @contextmanager
 def opened() -> Iterator[sources.Cache]:
     """The cache, after what dead runs left has been cleared away."""
-    ended = process.reap()
+    ended = runs.reap()
     if ended:
         log.warn(f"ended {len(ended)} programs that an earlier, killed run left")
     root = resources.cache_root()

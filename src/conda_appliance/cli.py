@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 import conda_appliance
-from conda_appliance import cli_options, errors, log, namespace, network, process, redact
+from conda_appliance import cli_options, errors, log, namespace, network, redact, runs
 from conda_appliance.errors import ApplianceError, DefinitionError, Interrupted
 
 #: All verbs in the order of the help, by the module that knows them. It is loaded when one of its verbs is asked for:
@@ -73,7 +73,7 @@ def parser(verb: str = "") -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code. Errors are told here and nowhere else."""
-    os.environ[process.MARK] = process.mark()
+    os.environ[runs.MARK] = runs.mark()
     os.umask(0o022)  # what is made is for all to read, as images are; keys have modes of their own
     # SIGINT too: a shell that starts us in the background has it ignored.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with redact.guarded():
             return _run(sys.argv[1:] if argv is None else argv)
     finally:
-        process.reap(own=True)
+        runs.reap(own=True)
 
 
 def _run(words: Sequence[str]) -> int:

@@ -12,7 +12,7 @@ from conda_appliance import (
     platforms,
     rattler,
     resources,
-    sources,
+    transport,
 )
 from conda_appliance.contract import Contract, more_than_promised
 from conda_appliance.errors import BuildError, UsageError
@@ -70,7 +70,7 @@ def _answering(channel: Channel, platform: str) -> str:
     for mirror in channel.mirrors:
         # A channel has one of these at least, and most have the first.
         for name in ("noarch/repodata.json", "noarch/repodata.json.zst", f"{platform}/repodata.json"):
-            said = sources.answers(f"{mirror}/{name}")
+            said = transport.answers(f"{mirror}/{name}")
             if not said:
                 return mirror
             if "404" not in said:

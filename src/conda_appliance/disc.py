@@ -27,7 +27,7 @@ from types import ModuleType
 from typing import IO, TYPE_CHECKING, Any
 
 from conda_appliance import disctree, hybrid, lazy, resources
-from conda_appliance.definition import DiscDefinition
+from conda_appliance.definition_disc import DiscDefinition
 from conda_appliance.disctree import File, Folder, Input, Link, Names, Stream
 from conda_appliance.errors import BuildError, HashMismatch
 from conda_appliance.hybrid import Boot

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from conda_appliance import resources
-from conda_appliance.definition import DiscDefinition, DiscEntry
+from conda_appliance.definition_disc import DiscDefinition, DiscEntry
 from conda_appliance.errors import BuildError
 
 #: Letters of a plain ISO 9660 name before and after its dot. Level 3 allows 30 together; a record holds 254

@@ -26,6 +26,7 @@ from conda_appliance import (
     process,
     resources,
     sources,
+    transport,
     trees,
 )
 from conda_appliance.definition_conda import Distribution
@@ -100,7 +101,7 @@ def locate(
 def _told(url: str) -> dict[str, Any]:
     """The JSON object at ``url``. Raises BuildError where something else is, such as the page of a proxy."""
     try:
-        value = json.loads(sources.read_url(url))
+        value = json.loads(transport.read_url(url))
     except ValueError:
         value = None
     if not isinstance(value, dict):
@@ -118,7 +119,7 @@ def _miniforge(asked: Distribution, progress: Callable[[str], None], machine: st
         if not version:
             raise BuildError(f"{MINIFORGE_LATEST} names no release", hint="name one: version: 25.9.1-0")
     url = f"{(asked.mirror or MINIFORGE).rstrip('/')}/{version}/Miniforge3-{version}-Linux-{machine}.sh"
-    text = sources.read_url(f"{url}.sha256").decode("ascii", "replace")
+    text = transport.read_url(f"{url}.sha256").decode("ascii", "replace")
     if (match := re.match(r"([0-9a-f]{64})\b", text)) is None:
         raise BuildError(f"{url}.sha256 is no SHA-256: {text[:60]!r}", hint="look at the mirror")
     return version, url, match[1]

@@ -17,7 +17,8 @@ from typing import IO
 
 from conda_appliance import bootable, disc, layers, process, render, resources, trees
 from conda_appliance.bootable import Entry
-from conda_appliance.definition import ImageDefinition, load_disc
+from conda_appliance.definition import ImageDefinition
+from conda_appliance.definition_disc import load_disc
 from conda_appliance.errors import BuildError
 from conda_appliance.layer import Layer
 from conda_appliance.layers import Store

@@ -8,7 +8,7 @@ from pathlib import Path
 from conda_appliance import bootable, disc, disk, layers, render, resources
 from conda_appliance.bootable import Entry
 from conda_appliance.builders.rootfs_disk import Parts
-from conda_appliance.definition import load_disc
+from conda_appliance.definition_disc import load_disc
 
 #: The boot menu.
 ENTRIES = (

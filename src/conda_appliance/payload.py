@@ -31,7 +31,8 @@ from conda_appliance import (
     slim,
     trees,
 )
-from conda_appliance.definition import Base, ImageDefinition, load_disc
+from conda_appliance.definition import Base, ImageDefinition
+from conda_appliance.definition_disc import load_disc
 from conda_appliance.definition_slim import Part
 from conda_appliance.errors import BuildError, HashMismatch, UsageError
 from conda_appliance.layer import Layer

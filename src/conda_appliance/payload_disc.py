@@ -24,7 +24,8 @@ from conda_appliance import (
     trees,
     units,
 )
-from conda_appliance.definition import ImageDefinition, load_disc
+from conda_appliance.definition import ImageDefinition
+from conda_appliance.definition_disc import load_disc
 from conda_appliance.disctree import Input
 from conda_appliance.layers import Store
 from conda_appliance.lock import Lock

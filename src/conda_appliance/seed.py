@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from conda_appliance import buildtree, definition, disc, render, resources
+from conda_appliance import buildtree, definition_disc, disc, render, resources
 from conda_appliance.machines import Machine
 
 
@@ -68,6 +68,6 @@ def for_build(tree: buildtree.BuildTree, *, epoch: int, project: Path | None = N
 
 def pack(files: Mapping[str, str], to: Path, *, epoch: int, project: Path | None = None) -> Path:
     """Write the files of a seed as the disc that ``iso/seed.yaml`` describes."""
-    described = definition.load_disc(resources.find("iso/seed.yaml", project))
+    described = definition_disc.load_disc(resources.find("iso/seed.yaml", project))
     inputs = {name: content.encode() for name, content in files.items()}
     return disc.write(described, inputs, to, epoch=epoch)

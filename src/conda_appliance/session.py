@@ -12,7 +12,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-from conda_appliance import definition, identity, log, machine, platforms, process, resources, results, seed
+from conda_appliance import (
+    definition,
+    identity,
+    log,
+    machine,
+    platforms,
+    process,
+    resources,
+    results,
+    runs,
+    seed,
+)
 from conda_appliance.definition import ImageDefinition
 from conda_appliance.errors import UsageError
 from conda_appliance.platforms import PLATFORMS, Platform
@@ -36,7 +47,7 @@ def boot(
     A disc is in the machine's CD drive unless ``attached`` says otherwise (`qemu.Attachment`). Raises UsageError
     when the port is taken or a machine of that name runs already.
     """
-    process.reap()
+    runs.reap()
     found = results.find(image, out, platform=platform)
     about = PLATFORMS[found.platform]
     parsed = definition.load_image(found.definition).on(found.platform) if found.definition else None
@@ -64,7 +75,7 @@ def boot(
             forwards=[service.port for service in parsed.services if service.port] if parsed else [],
         ) as running:
             state = {
-                "owner": process.mark(),
+                "owner": runs.mark(),
                 "port": running.ssh_port,
                 "user": user,
                 "key": str(key),
@@ -95,7 +106,7 @@ def ssh(name: str, command: Sequence[str], *, platform: str | None = None) -> in
         state = json.loads(place.read_text(encoding="utf-8"))
     except FileNotFoundError:
         state = {}
-    if not state or not process.alive(state["owner"]):
+    if not state or not runs.alive(state["owner"]):
         raise UsageError(f"no machine {name!r} is running", hint=f"conda-appliance boot {name}{_said(about)}")
     argv = machine.ssh_argv(
         port=state["port"],

@@ -1,45 +1,27 @@
-"""The only network: downloads into a cache that is addressed by SHA-256 and verified at every use.
-
-Proxies come from the environment (``http_proxy``, ``https_proxy``, ``no_proxy``), the certificates that https is
-checked with from `network`, and who we are to a host from `credentials`.
-"""
+"""Downloads into a cache that is addressed by SHA-256 and verified at every use, from wherever a file is to be had."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
-from conda_appliance import credentials, lazy, network, process, redact, resources
+from conda_appliance import resources, runs, transport
 from conda_appliance.errors import ApplianceError, BuildError, HashMismatch, LockError
-
-if TYPE_CHECKING:
-    import requests
-else:
-    requests = lazy.module("requests")
+from conda_appliance.transport import Gone, Line, Stopped
 
 #: Files fetched side by side.
 WORKERS = 8
-#: Tries of one file when a server answers 5xx, 429 or drops the connection.
-TRIES = 4
-#: Seconds before the second try; each further pause is twice as long.
-PAUSE = 0.5
-#: The longest that a server may have us wait before the next try (``Retry-After``), in seconds.
-LONGEST_PAUSE = 60.0
-#: Seconds without a byte after which a connection counts as dropped.
-TIMEOUT = 30
 #: Debian's archive of every package it ever had. ``CONDA_APPLIANCE_SNAPSHOT`` may name a mirror of it.
 SNAPSHOT = "https://snapshot.debian.org"
 #: Where a message would list more than this, it counts the rest.
 _SHOWN = 12
-
-_CHUNK = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +119,7 @@ def fetch(
             future.result() for future in as_completed([pool.submit(run.one, one) for one in missing])
         ]
     finally:
-        run.stopped.set()
+        run.line.stopped.set()
         pool.shutdown(cancel_futures=True)
     errors = [error for error in outcomes if error is not None]
     if errors:
@@ -179,7 +161,7 @@ def _by_md5(one: Named, cache: Cache, progress: Callable[[str], None]) -> str:
         download = Download(name=one.name, url=one.url, sha256="", size=0, mirrors=one.mirrors)
         try:
             sha256 = _from_first(download, part, _Run(files=[download], cache=cache, progress=progress))
-        except _Gone:
+        except Gone:
             raise BuildError(f"{one.url} is not there (404)", hint="check the lock that names it") from None
         with part.open("rb") as file:
             found = hashlib.file_digest(file, "md5").hexdigest()
@@ -194,26 +176,7 @@ def _by_md5(one: Named, cache: Cache, progress: Callable[[str], None]) -> str:
     return sha256
 
 
-def read_url(url: str) -> bytes:
-    """The whole answer of a small http(s) request. Raises BuildError when there is none."""
-    try:
-        with _session() as session, session.get(url, timeout=TIMEOUT) as answer:
-            answer.raise_for_status()
-            return answer.content
-    except requests.RequestException as error:
-        raise BuildError(f"{url}: {_reason(error)}", hint=_NETWORK) from None
-
-
-_NETWORK = "check the network and the proxy settings (http_proxy, https_proxy, no_proxy)"
 _UPGRADE = "conda-appliance lock --upgrade FILE"
-
-
-class _Gone(Exception):
-    """A server says that the file is not there (any more)."""
-
-
-class _Stopped(Exception):
-    """The run ends: somebody interrupted it, or the disk is full."""
 
 
 @dataclass(kw_only=True)
@@ -223,21 +186,10 @@ class _Run:
     files: Sequence[Download]
     cache: Cache
     progress: Callable[[str], None]
-    stopped: threading.Event = field(default_factory=threading.Event)
-    #: Hosts that did not answer at all: no other file waits for them through all its tries.
-    silent: dict[str, str] = field(default_factory=dict)
+    line: Line = field(default_factory=Line)
     _got: dict[str, int] = field(default_factory=dict)
     _done: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _local: threading.local = field(default_factory=threading.local)
-
-    @property
-    def session(self) -> requests.Session:
-        """A thread's own session, which keeps its connection from file to file."""
-        if not hasattr(self._local, "session"):
-            self._local.session = _session()
-        session: requests.Session = self._local.session
-        return session
 
     def one(self, one: Download) -> ApplianceError | None:
         """Bring one file; returns what kept it from arriving."""
@@ -245,14 +197,18 @@ class _Run:
             _fetch_one(one, self)
         except ApplianceError as error:
             return error
-        except _Stopped:
+        except Stopped:
             return None
         return None
 
+    def download(self, url: str, one: Download, part: Path) -> str:
+        """`transport.download` of a file from ``url``, which is told to whoever watches."""
+        return transport.download(url, part, self.line, partial(self.tell, one))
+
     def tell(self, one: Download, got: int, *, done: bool = False) -> None:
         """Say that ``got`` bytes of a file are there."""
-        if self.stopped.is_set():
-            raise _Stopped
+        if self.line.stopped.is_set():
+            raise Stopped
         with self._lock:
             self._got[one.sha256] = got
             self._done += done
@@ -260,37 +216,6 @@ class _Run:
             of = f" of {resources.size_text(total)}" if total else ""
             have = resources.size_text(sum(self._got.values()))
             self.progress(f"{self._done}/{len(self.files)} files, {have}{of}")
-
-
-def _session() -> requests.Session:
-    session = requests.Session()
-    network.check_proxies()
-    trusted = network.certificates()
-    session.verify = str(trusted) if trusted else True
-    session.auth = _authorize
-    session.rebuild_auth = _never_to_another  # type: ignore[method-assign]
-    session.headers["Accept-Encoding"] = (
-        "identity"  # the bytes that were hashed, not a server's packing of them
-    )
-    return session
-
-
-def _authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Put what the host of a request is to be given into it."""
-    credential = credentials.find(request.url or "")
-    if credential is not None:
-        request.url = credential.sent(request.url or "")
-        if credential.header:
-            request.headers["Authorization"] = credential.header
-    return request
-
-
-def _never_to_another(request: requests.PreparedRequest, answer: requests.Response) -> None:
-    """A redirect to another host, port or scheme is followed without what the first was given."""
-    before, after = urlsplit(answer.request.url or ""), urlsplit(request.url or "")
-    if (before.scheme, before.netloc) != (after.scheme, after.netloc):
-        request.headers.pop("Authorization", None)
-    request.headers.pop("Proxy-Authorization", None)
 
 
 #: One for each file that is fetched: several images of one process may want the same.
@@ -328,9 +253,9 @@ def _fetch_whole(one: Download, target: Path, run: _Run) -> None:
 
 def _part(target: Path) -> Path:
     """Where this process writes a file until it is whole; what a dead process had of it is taken over."""
-    part = target.with_name(f"{target.name}.{process.mark().replace(':', '-')}.part")
+    part = target.with_name(f"{target.name}.{runs.mark().replace(':', '-')}.part")
     for old in target.parent.glob(f"{target.name}.*.part"):
-        if old != part and not process.alive(old.name.split(".")[1].replace("-", ":")):
+        if old != part and not runs.alive(old.name.split(".")[1].replace("-", ":")):
             old.replace(part)
     return part
 
@@ -339,14 +264,14 @@ def _any_source(one: Download, part: Path, run: _Run) -> str:
     """Bring ``one`` from its URL or a mirror, or a .deb that left its mirror from the archive; returns the SHA-256."""
     try:
         return _from_first(one, part, run)
-    except _Gone:
+    except Gone:
         package = unquote(one.name).removesuffix(".deb").split("_")
         if not one.name.endswith(".deb") or len(package) != 3:
             raise BuildError(f"{one.url} is not there (404)", hint=f"check the URL, or: {_UPGRADE}") from None
     part.unlink(missing_ok=True)
     try:
         return _from_snapshot(one, package, part, run)
-    except (BuildError, _Gone) as error:
+    except (BuildError, Gone) as error:
         archive = os.environ.get("CONDA_APPLIANCE_SNAPSHOT", SNAPSHOT)
         reason = (
             f"could not give it either: {error}"
@@ -361,15 +286,15 @@ def _any_source(one: Download, part: Path, run: _Run) -> str:
 def _from_first(one: Download, part: Path, run: _Run) -> str:
     """Bring ``one`` from the first of its mirrors that gives it, or from its URL where it has none; the SHA-256.
 
-    Raises _Gone when none has it, BuildError telling what each says when one could not be asked.
+    Raises Gone when none has it, BuildError telling what each says when one could not be asked.
     """
     if not one.mirrors:
-        return _download(one.url, one, part, run)
+        return run.download(one.url, one, part)
     said, gone, found = [], True, ""
     for url in one.mirrors:
         try:
-            found = _download(url, one, part, run)
-        except _Gone:
+            found = run.download(url, one, part)
+        except Gone:
             said.append(BuildError(f"{url} is not there (404)"))
             continue
         except BuildError as error:
@@ -382,138 +307,36 @@ def _from_first(one: Download, part: Path, run: _Run) -> str:
     if found:
         return found  # every mirror that has it has other bytes: the caller tells the mismatch
     if gone:
-        raise _Gone
+        raise Gone
     raise BuildError(
         f"no mirror gives {one.name}:\n" + "\n".join(error.message for error in said),
         hint="; ".join(dict.fromkeys(error.hint for error in said if error.hint)),
     )
 
 
-def answers(url: str) -> str:
-    """Ask a server for the head of ``url``; returns why it does not give it, nothing where it does."""
-    try:
-        with _session() as session, session.get(url, timeout=TIMEOUT, stream=True) as answer:
-            answer.raise_for_status()
-    except requests.RequestException as error:
-        return redact.text(_reason(error))
-    return ""
-
-
 def _from_snapshot(one: Download, package: Sequence[str], part: Path, run: _Run) -> str:
     """Bring a package from snapshot.debian.org, which names files by their SHA-1; returns the SHA-256.
 
-    Source: https://salsa.debian.org/snapshot-team/snapshot/raw/master/API. Raises _Gone when the archive does
+    Source: https://salsa.debian.org/snapshot-team/snapshot/raw/master/API. Raises Gone when the archive does
     not have it, BuildError when it cannot be reached.
     """
     base = os.environ.get("CONDA_APPLIANCE_SNAPSHOT", SNAPSHOT).rstrip("/")
     name, version, architecture = package
     url = f"{base}/mr/binary/{quote(name)}/{quote(version)}/binfiles"
+    answer = transport.read_json(url, run.line)
     try:
-        with run.session.get(url, timeout=TIMEOUT) as answer:
-            if answer.status_code == 404:
-                raise _Gone
-            answer.raise_for_status()
-            hashes = [
-                file["hash"] for file in answer.json()["result"] if file["architecture"] == architecture
-            ]
-    except (requests.RequestException, ValueError, KeyError, TypeError) as error:
-        raise BuildError(_reason(error)) from None
+        hashes = [file["hash"] for file in answer["result"] if file["architecture"] == architecture]
+    except (KeyError, TypeError) as error:
+        raise BuildError(f"{url}: {error!r} is missing in its answer") from None
     found = ""
     for number in hashes:
-        found = _download(f"{base}/file/{quote(number)}", one, part, run)
+        found = run.download(f"{base}/file/{quote(number)}", one, part)
         if found == one.sha256:
             return found
         part.unlink()
     if not found:
-        raise _Gone
+        raise Gone
     return found  # other bytes under the same name: the caller tells the mismatch
-
-
-def _download(url: str, one: Download, part: Path, run: _Run) -> str:
-    """Write ``url`` to ``part``, going on where an earlier try stopped; returns the SHA-256 of the whole."""
-    address = urlsplit(url)
-    if address.scheme in ("", "file"):
-        return _copy(Path(unquote(address.path)) if address.scheme else Path(url), one, part, run)
-    pause = PAUSE
-    for attempt in range(1, TRIES + 1):
-        if run.stopped.is_set():
-            raise _Stopped
-        if address.netloc in run.silent:
-            raise BuildError(f"{url}: {run.silent[address.netloc]}", hint=_NETWORK)
-        try:
-            return _stream(url, one, part, run)
-        except requests.HTTPError as error:
-            status, silent = error.response.status_code, False
-            if status in (404, 410):
-                raise _Gone from None
-            reason = f"the server answers {status} {error.response.reason}"
-            if status < 500 and status not in (408, 429):
-                hint = credentials.HINT if status in (401, 403, 407) else ""
-                raise BuildError(f"{url}: {reason}", hint=hint) from None
-            pause = max(pause, _asked_pause(error.response))
-        except (requests.ConnectionError, requests.Timeout) as error:
-            reason, silent = _reason(error), not part.exists()
-        except requests.exceptions.ChunkedEncodingError as error:
-            reason, silent = _reason(error), False
-        except requests.RequestException as error:  # a URL or a proxy setting that cannot be used at all
-            raise BuildError(f"{url}: {_reason(error)}", hint=_NETWORK) from None
-        if attempt < TRIES:
-            run.stopped.wait(pause)
-            pause *= 2
-    if silent:
-        run.silent[address.netloc] = reason
-    raise BuildError(f"{url}: {reason} ({TRIES} tries)", hint=_NETWORK)
-
-
-def _asked_pause(answer: requests.Response) -> float:
-    """For how many seconds a server asks us to wait (RFC 9110, 10.2.3; its dates are not read)."""
-    asked = answer.headers.get("Retry-After", "")
-    return min(float(asked), LONGEST_PAUSE) if asked.isdigit() else 0.0
-
-
-def _stream(url: str, one: Download, part: Path, run: _Run) -> str:
-    have = part.stat().st_size if part.exists() else 0
-    headers = {"Range": f"bytes={have}-"} if have else {}
-    with run.session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-        if answer.status_code == 416:  # the part is no shorter than the whole: it is not a beginning of it
-            part.unlink()
-            raise requests.ConnectionError("the partial file did not fit the server's")
-        answer.raise_for_status()
-        announced = answer.headers.get("Content-Range", "")
-        resumed = answer.status_code == 206 and announced.startswith(f"bytes {have}-")
-        if answer.status_code == 206 and not resumed:
-            part.unlink()
-            raise requests.ConnectionError(f"the server sent another range than asked for: {announced!r}")
-        return _write(answer.iter_content(_CHUNK), one, part, run, after=have if resumed else 0)
-
-
-def _copy(path: Path, one: Download, part: Path, run: _Run) -> str:
-    try:
-        with path.open("rb") as file:
-            return _write(iter(lambda: file.read(_CHUNK), b""), one, part, run, after=0)
-    except FileNotFoundError:
-        raise _Gone from None
-    except (PermissionError, IsADirectoryError) as error:
-        raise BuildError(f"{one.name}: {path}: {error.strerror}") from None
-
-
-def _write(chunks: Iterable[bytes], one: Download, part: Path, run: _Run, *, after: int) -> str:
-    """Append ``chunks`` to the first ``after`` bytes of ``part``; returns the SHA-256 of it all."""
-    digest = hashlib.sha256()
-    with part.open("r+b" if after else "wb") as file:
-        for chunk in _first(file.read, after):
-            digest.update(chunk)
-        for chunk in chunks:
-            file.write(chunk)
-            digest.update(chunk)
-            run.tell(one, file.tell())
-    return digest.hexdigest()
-
-
-def _first(read: Callable[[int], bytes], count: int) -> Iterator[bytes]:
-    while count > 0 and (chunk := read(min(count, _CHUNK))):
-        count -= len(chunk)
-        yield chunk
 
 
 def _together(errors: Sequence[ApplianceError]) -> ApplianceError:
@@ -533,17 +356,3 @@ def _some(words: Iterable[str], between: str) -> str:
     every = list(words)
     more = [f"… and {len(every) - _SHOWN} more"] if len(every) > _SHOWN else []
     return between.join([*every[:_SHOWN], *more])
-
-
-def _reason(error: BaseException) -> str:
-    """What went wrong, without the layers of wrapping that requests and urllib3 show."""
-    if isinstance(error, requests.HTTPError):
-        return f"the server answers {error.response.status_code} {error.response.reason}"
-    inner: object = error
-    while isinstance(inner, BaseException):
-        deeper = getattr(inner, "reason", None) or (inner.args[0] if inner.args else None)
-        if not isinstance(deeper, BaseException):
-            break
-        inner = deeper
-    text = redact.text(str(inner))
-    return text.rpartition(">: ")[2] or type(error).__name__

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conda_appliance import disc, layers, packed, payload, playbook, render, resources, trees, units
-from conda_appliance.definition import ImageDefinition, load_disc
+from conda_appliance.definition import ImageDefinition
+from conda_appliance.definition_disc import load_disc
 from conda_appliance.disctree import Input
 from conda_appliance.layer import Layer
 from conda_appliance.layers import Store

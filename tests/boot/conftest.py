@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from tests.boot.forms_seen import Seen
 
-from conda_appliance import process, resources
+from conda_appliance import resources, runs
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,7 +80,7 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str, *, log:
 def programs_of(pid: int) -> list[str]:
     """The command lines of all programs that the run ``pid`` started and that still live."""
     found = []
-    for child, owner in process.marked().items():
+    for child, owner in runs.marked().items():
         if owner.startswith(f"{pid}:"):
             try:
                 words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")

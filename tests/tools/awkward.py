@@ -9,7 +9,7 @@ from pathlib import Path
 
 import conda_appliance.disc
 from conda_appliance import trees
-from conda_appliance.definition import DiscDefinition
+from conda_appliance.definition_disc import DiscDefinition
 
 #: The most that one record of a disc says of a file's size, and the size of a file that needs two, in bytes.
 EXTENT, LARGE = 0xFFFFF800, 0xFFFFF800 + (400 << 20)

@@ -20,7 +20,7 @@ import pytest
 from debian_made import Debian, lock_of, written
 from inside import Inside
 
-from conda_appliance import basedisk, bootstrap, process, resolve, resources, sources, system_files
+from conda_appliance import basedisk, bootstrap, process, resolve, resources, runs, sources, system_files
 from conda_appliance.definition import Base
 from conda_appliance.disk import SECTOR
 from conda_appliance.errors import BuildError, HashMismatch, UsageError
@@ -331,7 +331,7 @@ def test_a_killed_bootstrap_leaves_no_mount_and_the_hosts_shared_memory_alone(
     script = (
         "import json, os, sys; from pathlib import Path; from conda_appliance import bootstrap, lock, process\n"
         "from conda_appliance.definition import Base\n"
-        "os.environ[process.MARK] = process.mark(); here = Path(sys.argv[1])\n"
+        "os.environ[runs.MARK] = runs.mark(); here = Path(sys.argv[1])\n"
         "section = lock.DebianSection.model_validate_json((here / 'lock.json').read_text())\n"
         "names = json.loads((here / 'files.json').read_text())\n"
         "files = {p.sha256: Path(names[p.filename]) for p in section.packages}\n"
@@ -351,7 +351,7 @@ def test_a_killed_bootstrap_leaves_no_mount_and_the_hosts_shared_memory_alone(
     finally:
         run.send_signal(signal.SIGKILL)
         run.wait()
-    process.reap()
+    runs.reap()
     assert str(tmp_path) not in Path("/proc/mounts").read_text()
     for left in ("work", "tree"):
         resources.remove(tmp_path / left)

@@ -13,7 +13,7 @@ from debian_made import Debian
 from tests.conftest import Folders
 
 from conda_appliance import bootable, disc, process, resources
-from conda_appliance.definition import load_disc
+from conda_appliance.definition_disc import load_disc
 from conda_appliance.layer import Layer
 from conda_appliance.layers import Store
 

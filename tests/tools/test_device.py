@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from conda_appliance import device, disc, discs, process
-from conda_appliance.definition import DiscDefinition
+from conda_appliance.definition_disc import DiscDefinition
 from conda_appliance.errors import BuildError, HashMismatch, UsageError
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="loop devices need root's rights")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pycdlib
 import pytest
 
-from conda_appliance import definition, disc, process
-from conda_appliance.definition import DiscDefinition
+from conda_appliance import definition_disc, disc, process
+from conda_appliance.definition_disc import DiscDefinition
 from conda_appliance.errors import BuildError, HashMismatch
 
 EPOCH = 1_700_000_000  # 2023-11-14 22:13:20 UTC
@@ -226,7 +226,7 @@ def test_two_things_at_one_place_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_shipped_seed_is_what_cloud_init_looks_for(tmp_path: Path) -> None:
-    seed = definition.load_disc(ROOT / "iso/seed.yaml")
+    seed = definition_disc.load_disc(ROOT / "iso/seed.yaml")
     inputs = {"meta-data": b"instance-id: x\n", "user-data": b"#cloud-config\n"}
     image = disc.write(seed, inputs, tmp_path / "seed.iso", epoch=EPOCH)
     assert "Volume id    : 'cidata'" in process.run(["xorriso", "-indev", f"stdio:{image}", "-toc"]).stderr

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from conda_appliance import ansible, buildtree, definition, process, resources, seed
+from conda_appliance import ansible, buildtree, definition, process, resources, runs, seed
 from conda_appliance.builders import packer
 from conda_appliance.errors import BuildError, ToolMissing
 from conda_appliance.lock import CondaSection, Lock
@@ -65,11 +65,11 @@ def qemu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 def left_running() -> list[int]:
     """Every program that builds of these tests started: all inherit the stand-in's variable."""
-    return list(process.carrying("FAKE_QEMU_ARGUMENTS"))
+    return list(runs.carrying("FAKE_QEMU_ARGUMENTS"))
 
 
 def left_in_tmp() -> list[Path]:
-    mark = process.mark().replace(":", "-")
+    mark = runs.mark().replace(":", "-")
     return list(Path("/tmp").glob(f"conda-appliance-{mark}-*"))
 
 
@@ -179,7 +179,7 @@ def test_what_a_killed_build_left_is_ended_by_the_next_run(qemu, tmp_path):
         "t.packer.run(tree, logs=Path(sys.argv[1]) / 'logs', step=t.Step('build'))\n"
     )
     argv = [sys.executable, "-c", script, tmp_path, Path(__file__).parent]
-    with process.background(argv, log=tmp_path / "log", env={process.MARK: ""}) as child:
+    with process.background(argv, log=tmp_path / "log", env={runs.MARK: ""}) as child:
         pid_file = tmp_path / "build/qemu.pid"
         deadline = time.monotonic() + 60
         while not pid_file.exists() and time.monotonic() < deadline:
@@ -188,7 +188,7 @@ def test_what_a_killed_build_left_is_ended_by_the_next_run(qemu, tmp_path):
         child.wait()
         orphan = int(pid_file.read_text())
         assert Path(f"/proc/{orphan}").exists()
-        process.reap()
+        runs.reap()
         assert not Path(f"/proc/{orphan}").exists()
     assert left_running() == []
 

@@ -16,7 +16,7 @@ import wheels_made
 from private_server import PrivateServer, basic
 from tests.conftest import Folders
 
-from conda_appliance import conda, definition, git, process, pypi, resolve, sources
+from conda_appliance import conda, definition, git, process, pypi, resolve, sources, transport
 from conda_appliance.contract import Contract
 from conda_appliance.errors import BuildError, CommandFailed, UsageError
 from conda_appliance.sources import Cache, Download
@@ -46,7 +46,7 @@ def server(made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
     monkeypatch.setenv("SSL_CERT_FILE", str(made / "ca.pem"))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("CONDA_APPLIANCE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sources, "PAUSE", 0.01)
+    monkeypatch.setattr(transport, "PAUSE", 0.01)
     with private_server.serving(made / "served", made / "server.pem") as serving:
         yield serving
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conda_appliance import process
+from conda_appliance import process, runs
 from conda_appliance.errors import CommandFailed, ToolMissing
 
 
@@ -22,7 +22,7 @@ def wait_until(condition, seconds: float = 20) -> None:
         time.sleep(0.05)
 
 
-def runs(pid: int) -> bool:
+def is_running(pid: int) -> bool:
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -55,15 +55,13 @@ def test_lines_come_as_they_are_written() -> None:
 def test_a_program_that_does_not_end_is_ended_with_its_children() -> None:
     with pytest.raises(CommandFailed, match="did not end within 1 s"):
         process.run(["sh", "-c", "sleep 987 & wait"], timeout=1)
-    assert not [
-        pid for pid in process.marked() if b"sleep\x00987" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
+    assert not [pid for pid in runs.marked() if b"sleep\x00987" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def test_a_background_program_ends_with_its_block(tmp_path: Path) -> None:
     with process.background(["sleep", "1000"], log=tmp_path / "log") as child:
-        assert runs(child.pid)
-    assert not runs(child.pid)
+        assert is_running(child.pid)
+    assert not is_running(child.pid)
 
 
 def test_what_a_killed_run_left_is_ended_by_the_next(tmp_path: Path) -> None:
@@ -72,7 +70,7 @@ def test_what_a_killed_run_left_is_ended_by_the_next(tmp_path: Path) -> None:
         """
         import os, sys, time
         from conda_appliance import process
-        os.environ[process.MARK] = process.mark()
+        os.environ[runs.MARK] = runs.mark()
         import subprocess
         child = subprocess.Popen(["setsid", "sh", "-c", "trap '' TERM; echo $$ > pid; while :; do sleep 1; done"])
         time.sleep(1000)
@@ -81,23 +79,23 @@ def test_what_a_killed_run_left_is_ended_by_the_next(tmp_path: Path) -> None:
     run = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
     wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip())
     daemon = int((tmp_path / "pid").read_text())
-    assert process.reap(patience=0.2) == []  # its owner lives
-    assert runs(daemon)
+    assert runs.reap(patience=0.2) == []  # its owner lives
+    assert is_running(daemon)
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
-    assert runs(daemon)
-    assert daemon in process.reap(patience=0.5)
-    wait_until(lambda: not runs(daemon))
+    assert is_running(daemon)
+    assert daemon in runs.reap(patience=0.5)
+    wait_until(lambda: not is_running(daemon))
 
 
 def test_a_run_in_another_container_is_not_ours_to_end() -> None:
-    ours = process.mark()
+    ours = runs.mark()
     foreign = ours.rpartition(":")[0] + ":1"
-    child = subprocess.Popen(["sleep", "1000"], env={**os.environ, process.MARK: foreign})
+    child = subprocess.Popen(["sleep", "1000"], env={**os.environ, runs.MARK: foreign})
     try:
-        assert process.alive(foreign)
-        assert child.pid not in process.reap(patience=0.2)
-        assert runs(child.pid)
+        assert runs.alive(foreign)
+        assert child.pid not in runs.reap(patience=0.2)
+        assert is_running(child.pid)
     finally:
         child.kill()
         child.wait()

@@ -25,7 +25,7 @@ import yaml
 from debian_made import Debian
 from tests.conftest import Folders
 
-from conda_appliance import conda, log, process, resources, sparse, squashfs, trees
+from conda_appliance import conda, log, process, resources, runs, sparse, squashfs, trees
 from conda_appliance.builders import DiskImage, Job, rootfs, rootfs_box, rootfs_plain
 from conda_appliance.contract import Contract
 from conda_appliance.definition import ImageDefinition
@@ -483,13 +483,13 @@ def test_a_killed_build_leaves_no_mount_and_no_process_and_the_next_run_clears_i
             "the playbook's first task has run",
         )
         assert run.is_alive()
-        owner = process.mark(run.pid)
+        owner = runs.mark(run.pid)
         assert mounted_anywhere(project.store.root), "the builder mounts below the store"
         assert mounts(project) == [], "only it and its programs see its mounts"
     finally:
         os.kill(run.pid or 0, signal.SIGKILL)
         run.join()
-    wait_until(lambda: owner not in process.marked().values(), "all that it started has ended")
+    wait_until(lambda: owner not in runs.marked().values(), "all that it started has ended")
     # A process that ends gives up its memory, by which it is known, before its mounts.
     wait_until(lambda: mounted_anywhere(project.store.root) == [], "its mounts have gone with it")
     assert mounts(project) == []

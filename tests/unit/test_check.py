@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from conda_appliance import check
+from conda_appliance import check, check_report
 from conda_appliance.facts import Appliance, Environment, Service
 
 JUNIT = """<?xml version="1.0" encoding="utf-8"?>
@@ -22,14 +22,14 @@ JUNIT = """<?xml version="1.0" encoding="utf-8"?>
 
 @pytest.fixture
 def report():
-    return check.CheckReport(
+    return check_report.CheckReport(
         image="hello.qcow2",
         sha256="0" * 64,
         firmware="bios",
         accelerator="KVM: a test",
         boot_seconds=12.0,
         seconds=30.0,
-        checks=tuple(check.read_junit(JUNIT)),
+        checks=tuple(check_report.read_junit(JUNIT)),
     )
 
 
@@ -54,7 +54,7 @@ def test_the_summary_names_what_failed_and_why(report):
 
 
 def test_of_a_machine_that_ran_already_less_is_known(report):
-    ran = check.CheckReport(
+    ran = check_report.CheckReport(
         image="hello in Vagrant's machine web", accelerator="KVM", seconds=30, checks=report.checks
     )
     assert ran.text().splitlines()[0] == (

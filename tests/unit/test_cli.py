@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conda_appliance import ansible, cli, definition, lock, process, schema
+from conda_appliance import ansible, cli, definition, lock, runs, schema
 
 ROOT = Path(__file__).parents[2]
 VERBS = [
@@ -199,7 +199,7 @@ def test_clean_takes_leftovers_and_caches_and_leaves_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ansible, "_parent", lambda: tmp_path)
-    pid, start, namespace = process.mark().split(":")
+    pid, start, namespace = runs.mark().split(":")
     left, used = (tmp_path / f"conda-appliance-{pid}-{at}-{namespace}-x" for at in (int(start) + 1, start))
     left.mkdir()
     used.mkdir()

@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 import yaml
 
-from conda_appliance import definition, definition_conda, schema, yamlfile
+from conda_appliance import definition, definition_conda, definition_disc, schema, yamlfile
 from conda_appliance.errors import DefinitionError, UsageError
 
 GOOD = """\
@@ -58,7 +58,7 @@ def test_every_shipped_definition_is_valid() -> None:
     for path in images:
         definition.load_image(path)
     for path in (root / "iso").glob("*.yaml"):
-        definition.load_disc(path)
+        definition_disc.load_disc(path)
 
 
 def test_all_errors_come_at_once_with_place_and_suggestion(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from conda_appliance import process, sources
+from conda_appliance import runs, sources, transport
 from conda_appliance.errors import BuildError, HashMismatch, LockError
 from conda_appliance.sources import Cache, Download
 
@@ -74,7 +74,7 @@ def handler(server: Server) -> type[BaseHTTPRequestHandler]:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr(sources, "PAUSE", 0.01)
+    monkeypatch.setattr(transport, "PAUSE", 0.01)
     made = Server()
     with ThreadingHTTPServer(("127.0.0.1", 0), handler(made)) as httpd:
         made.url = f"http://127.0.0.1:{httpd.server_port}"
@@ -188,7 +188,7 @@ def dead_part(cache: Cache, content: bytes) -> Path:
     """What a killed run left: its name tells a process that is no more."""
     blob = cache.blob(sha256(CONTENT))
     blob.parent.mkdir(parents=True)
-    owner = f"{os.getpid()}-1-{process.mark().rpartition(':')[2]}"
+    owner = f"{os.getpid()}-1-{runs.mark().rpartition(':')[2]}"
     part = blob.with_name(f"{blob.name}.{owner}.part")
     part.write_bytes(content)
     return part
@@ -220,7 +220,7 @@ def test_another_living_runs_beginning_is_left_alone(server: Server, cache: Cach
     server.files["/a"] = CONTENT
     blob = cache.blob(sha256(CONTENT))
     blob.parent.mkdir(parents=True)
-    theirs = blob.with_name(f"{blob.name}.{process.mark(os.getppid()).replace(':', '-')}.part")
+    theirs = blob.with_name(f"{blob.name}.{runs.mark(os.getppid()).replace(':', '-')}.part")
     theirs.write_bytes(b"theirs")
     fetch(cache, download(f"{server.url}/a"))
     assert theirs.read_bytes() == b"theirs"
@@ -234,12 +234,12 @@ def test_a_server_that_is_overloaded_is_asked_again(server: Server, cache: Cache
 
 
 @pytest.mark.parametrize(
-    ("header", "seconds"), [("7", 7.0), ("86400", sources.LONGEST_PAUSE), ("soon", 0.0), ("", 0.0)]
+    ("header", "seconds"), [("7", 7.0), ("86400", transport.LONGEST_PAUSE), ("soon", 0.0), ("", 0.0)]
 )
 def test_a_server_may_say_when_to_ask_again_within_reason(header: str, seconds: float) -> None:
     answer = requests.Response()
     answer.headers["Retry-After"] = header
-    assert sources._asked_pause(answer) == seconds
+    assert transport._asked_pause(answer) == seconds
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_a_mirror_with_other_bytes_is_passed_over_and_told_when_there_is_no_bett
 
 
 def test_a_server_that_stays_overloaded_is_named(server: Server, cache: Cache) -> None:
-    server.refusals = [503] * sources.TRIES
+    server.refusals = [503] * transport.TRIES
     with pytest.raises(BuildError, match=rf"{server.url}/a: the server answers 503 .*\(4 tries\)"):
         fetch(cache, download(f"{server.url}/a"))
 
@@ -333,7 +333,7 @@ def test_a_full_disk_stops_everything(server: Server, tmp_path: Path) -> None:
     server.files["/a"] = CONTENT
     part = cache.blob(sha256(CONTENT))
     part.parent.mkdir(parents=True)
-    part.with_name(f"{part.name}.{process.mark().replace(':', '-')}.part").symlink_to("/dev/full")
+    part.with_name(f"{part.name}.{runs.mark().replace(':', '-')}.part").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left"):
         fetch(cache, download(f"{server.url}/a"))
 

@@ -33,6 +33,7 @@ from conda_appliance import (
     payload,
     process,
     resources,
+    runs,
     seed,
 )
 from conda_appliance.builders.job import DiskImage, Job
@@ -195,7 +196,7 @@ def run(tree: BuildTree, *, logs: Path, step: Step, keep_failed: bool = False) -
         try:
             _watch(run, "abort" if keep_failed else "cleanup")
         finally:
-            process.end(lambda: [pid for pid, name in process.carrying(BUILD).items() if name == token])
+            runs.end(lambda: [pid for pid, name in runs.carrying(BUILD).items() if name == token])
     tree.pid_file.unlink(missing_ok=True)
     if run.returncode != 0 or run.verdict:
         raise _explain(run)
