@@ -6,6 +6,7 @@ so that the same content is the same bytes. A `Lock` is of one platform; a file 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +21,10 @@ from conda_appliance.errors import LockError
 #: libyaml's safe loader and dumper where PyYAML was built with it: ten times as fast on a lock of 300 packages.
 _FastLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _FastDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+#: How deep a lock cannot be nested: libyaml's loader calls itself for each level, and ends the process some levels on.
+_DEPTH = 5_000
+_INDENTED, _OPENED = re.compile(rf"^[ ?-]{{{_DEPTH}}}", re.MULTILINE), re.compile(r"\[(?!\])|\{(?!\})")
 
 #: The versions of the lock's own shape: for one platform, and for several.
 VERSION, SEVERAL = 1, 2
@@ -303,7 +308,10 @@ def read_all(path: Path) -> list[Lock]:
     """
     mend = f"conda-appliance lock {path.with_suffix('.yaml')}"
     try:
-        value: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=_FastLoader)  # noqa: S506
+        text = path.read_text(encoding="utf-8")
+        if _INDENTED.search(text) or len(_OPENED.findall(text)) >= _DEPTH:
+            raise LockError(f"{path} is nested too deeply to be a lock", hint=mend)
+        value: Any = yaml.load(text, Loader=_FastLoader)  # noqa: S506
     except FileNotFoundError:
         raise LockError(f"there is no lock {path}", hint=mend) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

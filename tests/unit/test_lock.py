@@ -55,6 +55,10 @@ def test_a_debs_name_keeps_its_epoch() -> None:
         (b"version: 1\nname: x\n", "is not a lock: "),
         (b"\xff\xfe", "cannot be read as a lock"),
         (b"a: [", "cannot be read as a lock"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[[]," * 100_000, "nested too deeply"),
+        (b"{a: " * 100_000, "nested too deeply"),
+        (b"- " * 100_000, "nested too deeply"),
     ],
 )
 def test_what_is_no_lock_is_refused_with_what_mends_it(tmp_path: Path, content: bytes, said: str) -> None:
