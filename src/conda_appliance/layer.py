@@ -7,6 +7,7 @@ by which an unchanged content is known again without reading it, and ``sums``, w
 from __future__ import annotations
 
 import json
+import os
 import re
 import stat
 import threading
@@ -103,6 +104,8 @@ def verify(
 ) -> trees.Paths:
     """Raise HashMismatch unless the content is what was made; it is read when the file system says it was touched, or
     to look ``closely``. Returns what it holds. What is damaged is set aside; ``damage`` may tell more of it.
+
+    Files that it shares with a layer that nobody touched are not read.
     """
     content = folder / about["name"]
     try:
@@ -114,7 +117,7 @@ def verify(
         ) from None
     if untouched(folder, paths) and (not closely or not about["sha256"]):
         return paths
-    listed = trees.listing(content, paths=paths)
+    listed = trees.listing(content, paths=paths, known={} if closely else _known(folder, paths))
     digest = digest_of(listed, trees.dump(listed))
     if digest == about["sha256"]:
         resources.write(folder / SEEN, trees.seen(paths))
@@ -137,6 +140,41 @@ def untouched(folder: Path, paths: trees.Paths) -> bool:
         return (folder / SEEN).read_text(encoding="utf-8") == trees.seen(paths)
     except OSError:
         return False
+
+
+def _known(folder: Path, paths: trees.Paths) -> Mapping[tuple[int, int], str]:
+    """What another layer of the kind, which nobody touched, says of its files (`trees.descriptions`).
+
+    Files that several layers share have another ctime as soon as one more shares them; only the two that took part
+    are known again by it (`now`).
+    """
+    shared = [one for one in paths if stat.S_ISREG(one[1].st_mode) and one[1].st_nlink > 1]
+    if not shared:
+        return {}
+    path, largest = max(shared, key=lambda one: one[1].st_size)
+    others = [one.parent for one in folder.parent.glob(f"*/{ABOUT}") if one.parent != folder]
+    for other in sorted(others, key=_used, reverse=True):
+        about = read(other)
+        if about is None or not about["sha256"] or other.name.endswith(ASIDE):
+            continue
+        content = other / about["name"]
+        try:
+            if not os.path.samestat((content / path).lstat(), largest):
+                continue
+            held = trees.all_of(content)
+            if untouched(other, held):
+                return trees.descriptions(held, trees.load((other / SUMS).read_text(encoding="utf-8")))
+        except (OSError, ValueError):  # it is being taken away, or is no layer
+            continue
+    return {}
+
+
+def _used(folder: Path) -> int:
+    """When a layer was used last, in nanoseconds since 1970; 0 for one that is gone."""
+    try:
+        return (folder / ABOUT).stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def digest_of(listed: Mapping[str, str], text: str) -> str:

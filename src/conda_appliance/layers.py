@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -197,24 +196,29 @@ class Store:
         return made
 
     def before(
-        self, kind: str, subject: str, same: Parts, *, name: str = "tree"
+        self, kind: str, subject: str, parts: Parts, *, same: Iterable[str], name: str = "tree"
     ) -> tuple[Layer, Parts] | None:
-        """A layer that may be near one that is to be made, with its parts; of those, the ones in ``same`` are the same.
+        """A layer that is near the one that ``parts`` decide, with its own, of which those named in ``same`` are equal.
 
-        It is the one that ``subject`` used last, else the one that anybody did. One that is damaged is not needed: it
-        is set aside, and that is said.
+        Of the one that ``subject`` used last and the one that anybody did it is the one from which less changed; where
+        that is equal the latter, whose files are more likely to be known as they are. One that is damaged is not
+        needed: it is set aside, and that is said.
         """
-        for about in chain(self._uses(kind, subject), self._uses(kind, "*")):
-            if all(about["parts"].get(part) == value for part, value in same.items()):
-                try:
-                    found = self.find(kind, about["parts"], name=name)
-                except HashMismatch as error:
-                    log.warn(
-                        f"{error.what} is damaged: it was set aside, and what is made here goes without it"
-                    )
-                    return None
-                return None if found is None else (found, about["parts"])
-        return None
+        names, near = tuple(same), []
+        for user in ("*", subject):
+            for about in self._uses(kind, user):
+                if all(about["parts"].get(one) == parts.get(one) for one in names):
+                    near.append(about["parts"])
+                    break
+        if not near:
+            return None
+        nearest = min(near, key=lambda one: len(changes(one, parts)))
+        try:
+            found = self.find(kind, nearest, name=name)
+        except HashMismatch as error:
+            log.warn(f"{error.what} is damaged: it was set aside, and what is made here goes without it")
+            return None
+        return None if found is None else (found, nearest)
 
     def find(
         self,

@@ -172,7 +172,7 @@ def _whole(
     if found is not None:
         return found
     # What most changes leave as it is need not be linked again. What scripts changed has no package to go with.
-    earlier = None if scripted else store.before("environment", subject, same)
+    earlier = None if scripted else store.before("environment", subject, parts, same=same)
     home = min((section.prefix for _, section in sections), key=len, default="")
     sums: trees.Sums = {}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.unit.layers_made import PARTS, Maker, at_once, count_reads, flip, names, used, write_late
@@ -180,6 +181,33 @@ def test_a_layer_may_share_files_of_another_and_both_stay_known(
     assert not first.path.exists()
     assert (second.path / "etc/file").read_text() == "content", "it has a name of its own"
     assert store.find("environment", {"number": "2"}) is not None
+
+
+def test_what_is_known_of_a_file_is_known_in_every_layer_that_shares_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two images take turns: each new layer of one changes the ctime of files in those of the other."""
+    first = store.get("environment", {"number": "1"}, Maker(), subject="hello")
+
+    def share(to: Path, _work: Path) -> None:
+        (to / "etc").mkdir(parents=True)
+        os.link(first.path / "etc/file", to / "etc/file")
+        (to / "etc/new").write_text("new")
+
+    second = store.get("environment", {"number": "2"}, share, like=first)
+    store.get("environment", {"number": "3"}, share, like=store.find("environment", {"number": "1"}))
+    assert not layer.untouched(second.path.parent, trees.all_of(second.path))
+    described: list[str] = []
+    real = trees.describe
+
+    def describe(path: str | Path, *about: Any, **how: Any) -> str:
+        described.append(Path(path).name)
+        return real(path, *about, **how)
+
+    monkeypatch.setattr(trees, "describe", describe)
+    assert store.find("environment", {"number": "2"}) is not None
+    assert described == ["tree", "etc", "new"], "the shared file was not read"
+    assert layer.untouched(second.path.parent, trees.all_of(second.path)), "and it is known again"
 
 
 def test_a_damaged_shared_file_damages_both(store: Store) -> None:

@@ -208,11 +208,11 @@ def test_the_layer_before_is_the_one_that_was_used_last_if_what_must_stay_did(st
         for number in ("1", "2")
     ]
     used(made[1], 50)
-    found = store.before("environment", "hello", {"epoch": "1"})
+    found = store.before("environment", "hello", {"epoch": "1", "number": "3"}, same=["epoch"])
     assert found is not None
     assert found[0].key == made[0].key
     assert found[1] == {"epoch": "1", "number": "1"}
-    assert store.before("environment", "hello", {"epoch": "2"}) is None
+    assert store.before("environment", "hello", {"epoch": "2", "number": "3"}, same=["epoch"]) is None
 
 
 def test_what_was_never_made_for_anybody_begins_with_what_another_has(store: Store) -> None:
@@ -222,21 +222,30 @@ def test_what_was_never_made_for_anybody_begins_with_what_another_has(store: Sto
             store.get("environment", {"epoch": epoch, "number": number}, Maker(), subject=subject),
             9 - int(number),
         )
-    found = store.before("environment", "new", {"epoch": "1"})
+    found = store.before("environment", "new", {"epoch": "1", "number": "4"}, same=["epoch"])
     assert found is not None
     assert found[1]["number"] == "2"
-    found = store.before("environment", "hello", {"epoch": "1"})
-    assert found is not None
-    assert found[1]["number"] == "1"
+
+
+def test_of_its_own_layer_before_and_anothers_the_nearer_one_is_taken(store: Store) -> None:
+    mine: layers.Parts = {"packages": {"numpy": "1", "flask": "1"}}
+    others: layers.Parts = {"packages": {"numpy": "2", "flask": "1"}}
+    used(store.get("environment", mine, Maker(), subject="hello"), 9)
+    used(store.get("environment", others, Maker(), subject="other"), 5)
+    for numpy, flask, taken in (("1", "2", mine), ("2", "2", others), ("3", "1", others)):
+        wanted: layers.Parts = {"packages": {"numpy": numpy, "flask": flask}}
+        found = store.before("environment", "hello", wanted, same=[])
+        assert found is not None
+        assert found[1] == taken, (numpy, flask)
 
 
 def test_a_damaged_layer_before_is_said_and_done_without(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flip(store.get("environment", {"number": "1"}, Maker(), subject="hello").path)
-    assert store.before("environment", "hello", {}) is None
+    assert store.before("environment", "hello", {"number": "2"}, same=[]) is None
     assert "was set aside" in capsys.readouterr().err
-    assert store.before("environment", "hello", {}) is None
+    assert store.before("environment", "hello", {"number": "2"}, same=[]) is None
 
 
 # --- two at the same time ---------------------------------------------------------------------------
