@@ -21,6 +21,8 @@ from conda_appliance import overlay, resources, trees
 from conda_appliance.errors import BuildError, HashMismatch
 
 ABOUT, SEEN, SUMS = "layer.json", "seen", "sums"
+#: How many layers are asked for what they share with one that was touched: to ask all may take longer than to read it.
+_TRIED = 2
 #: What the name of a layer ends in that was set aside.
 ASIDE = ".damaged"
 
@@ -153,7 +155,10 @@ def _known(folder: Path, paths: trees.Paths) -> Mapping[tuple[int, int], str]:
         return {}
     path, largest = max(shared, key=lambda one: one[1].st_size)
     others = [one.parent for one in folder.parent.glob(f"*/{ABOUT}") if one.parent != folder]
+    tried = 0
     for other in sorted(others, key=_used, reverse=True):
+        if tried == _TRIED:
+            break
         about = read(other)
         if about is None or not about["sha256"] or other.name.endswith(ASIDE):
             continue
@@ -161,9 +166,10 @@ def _known(folder: Path, paths: trees.Paths) -> Mapping[tuple[int, int], str]:
         try:
             if not os.path.samestat((content / path).lstat(), largest):
                 continue
-            held = trees.all_of(content)
-            if untouched(other, held):
-                return trees.descriptions(held, trees.load((other / SUMS).read_text(encoding="utf-8")))
+            tried += 1
+            held, text = trees.all_of(content), (other / SUMS).read_text(encoding="utf-8")
+            if untouched(other, held) and trees.digest(text) == about["sha256"]:
+                return trees.descriptions(held, trees.load(text))
         except (OSError, ValueError):  # it is being taken away, or is no layer
             continue
     return {}

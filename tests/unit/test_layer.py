@@ -183,10 +183,9 @@ def test_a_layer_may_share_files_of_another_and_both_stay_known(
     assert store.find("environment", {"number": "2"}) is not None
 
 
-def test_what_is_known_of_a_file_is_known_in_every_layer_that_shares_it(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two images take turns: each new layer of one changes the ctime of files in those of the other."""
+@pytest.fixture
+def shared(store: Store) -> Layer:
+    """A layer whose file another one shares, which shares it with a third: its ctime is another one since."""
     first = store.get("environment", {"number": "1"}, Maker(), subject="hello")
 
     def share(to: Path, _work: Path) -> None:
@@ -197,17 +196,40 @@ def test_what_is_known_of_a_file_is_known_in_every_layer_that_shares_it(
     second = store.get("environment", {"number": "2"}, share, like=first)
     store.get("environment", {"number": "3"}, share, like=store.find("environment", {"number": "1"}))
     assert not layer.untouched(second.path.parent, trees.all_of(second.path))
-    described: list[str] = []
+    return second
+
+
+@pytest.fixture
+def described(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of what is read."""
+    found: list[str] = []
     real = trees.describe
 
     def describe(path: str | Path, *about: Any, **how: Any) -> str:
-        described.append(Path(path).name)
+        found.append(Path(path).name)
         return real(path, *about, **how)
 
     monkeypatch.setattr(trees, "describe", describe)
+    return found
+
+
+def test_what_is_known_of_a_file_is_known_in_every_layer_that_shares_it(
+    store: Store, shared: Layer, described: list[str]
+) -> None:
+    """Two images take turns: each new layer of one changes the ctime of files in those of the other."""
     assert store.find("environment", {"number": "2"}) is not None
     assert described == ["tree", "etc", "new"], "the shared file was not read"
-    assert layer.untouched(second.path.parent, trees.all_of(second.path)), "and it is known again"
+    assert layer.untouched(shared.path.parent, trees.all_of(shared.path)), "and it is known again"
+
+
+def test_a_file_is_read_where_no_other_layer_is_to_be_relied_on(
+    store: Store, shared: Layer, described: list[str]
+) -> None:
+    for sums in store.root.glob("environment/*/sums"):
+        if sums.parent.name != shared.key:
+            sums.write_text(sums.read_text().replace("file 0644", "file 0666"))
+    assert store.find("environment", {"number": "2"}) is not None
+    assert "file" in described
 
 
 def test_a_damaged_shared_file_damages_both(store: Store) -> None:
