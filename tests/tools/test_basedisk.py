@@ -329,7 +329,7 @@ def test_a_killed_bootstrap_leaves_no_mount_and_the_hosts_shared_memory_alone(
     (tmp_path / "files.json").write_text(json.dumps(packages))
     (tmp_path / "lock.json").write_text(made.section.model_dump_json())
     script = (
-        "import json, os, sys; from pathlib import Path; from conda_appliance import bootstrap, lock, process\n"
+        "import json, os, sys; from pathlib import Path; from conda_appliance import bootstrap, lock, runs\n"
         "from conda_appliance.definition import Base\n"
         "os.environ[runs.MARK] = runs.mark(); here = Path(sys.argv[1])\n"
         "section = lock.DebianSection.model_validate_json((here / 'lock.json').read_text())\n"
