@@ -153,9 +153,9 @@ def test_a_full_disk_is_said_in_one_line_with_what_to_do(said: str) -> None:
 def test_threads_may_be_the_first_to_use_such_a_library_at_once() -> None:
     """As downloads do."""
     code = (
-        "import threading; from conda_appliance import sources\n"
+        "import threading; from conda_appliance import transport\n"
         "told = []\n"
-        "threads = [threading.Thread(target=lambda: told.append(sources.requests.Session())) for _ in range(16)]\n"
+        "threads = [threading.Thread(target=lambda: told.append(transport.requests.Session())) for _ in range(16)]\n"
         "[one.start() for one in threads]; [one.join() for one in threads]\n"
         "print(len(told))"
     )
