@@ -69,7 +69,7 @@ def test_what_a_killed_run_left_is_ended_by_the_next(tmp_path: Path) -> None:
     script = textwrap.dedent(
         """
         import os, sys, time
-        from conda_appliance import process
+        from conda_appliance import runs
         os.environ[runs.MARK] = runs.mark()
         import subprocess
         child = subprocess.Popen(["setsid", "sh", "-c", "trap '' TERM; echo $$ > pid; while :; do sleep 1; done"])
