@@ -144,6 +144,7 @@ def _whole(
             *([str(distribution.__file__)] if any(one.installer for _, one in sections) else []),
         ),
         "tools": {name: metadata.version(name) for name in ("py-rattler", "installer")},
+        "prefixes": {name: section.prefix for name, section in sections},
     }
     parts: layers.Parts = {
         **same,

@@ -326,8 +326,8 @@ def _from_snapshot(one: Download, package: Sequence[str], part: Path, run: _Run)
     answer = transport.read_json(url, run.line)
     try:
         hashes = [file["hash"] for file in answer["result"] if file["architecture"] == architecture]
-    except (KeyError, TypeError) as error:
-        raise BuildError(f"{url}: {error!r} is missing in its answer") from None
+    except (KeyError, TypeError):
+        raise BuildError(f"{url} does not answer as snapshot.debian.org does") from None
     found = ""
     for number in hashes:
         found = run.download(f"{base}/file/{quote(number)}", one, part)

@@ -32,7 +32,7 @@ LONGEST_PAUSE = 60.0
 TIMEOUT = 30
 
 _CHUNK = 1 << 18
-NETWORK = "check the network and the proxy settings (http_proxy, https_proxy, no_proxy)"
+_NETWORK = "check the network and the proxy settings (http_proxy, https_proxy, no_proxy)"
 
 
 class Gone(Exception):
@@ -69,13 +69,13 @@ def download(url: str, part: Path, line: Line, tell: Callable[[int], None]) -> s
     """
     address = urlsplit(url)
     if address.scheme in ("", "file"):
-        return _copy(Path(unquote(address.path)) if address.scheme else Path(url), part, line, tell)
+        return _copy(Path(unquote(address.path)) if address.scheme else Path(url), part, tell)
     pause = PAUSE
     for attempt in range(1, TRIES + 1):
         if line.stopped.is_set():
             raise Stopped
         if address.netloc in line.silent:
-            raise BuildError(f"{url}: {line.silent[address.netloc]}", hint=NETWORK)
+            raise BuildError(f"{url}: {line.silent[address.netloc]}", hint=_NETWORK)
         try:
             return _stream(url, part, line, tell)
         except requests.HTTPError as error:
@@ -92,13 +92,13 @@ def download(url: str, part: Path, line: Line, tell: Callable[[int], None]) -> s
         except requests.exceptions.ChunkedEncodingError as error:
             reason, silent = _reason(error), False
         except requests.RequestException as error:  # a URL or a proxy setting that cannot be used at all
-            raise BuildError(f"{url}: {_reason(error)}", hint=NETWORK) from None
+            raise BuildError(f"{url}: {_reason(error)}", hint=_NETWORK) from None
         if attempt < TRIES:
             line.stopped.wait(pause)
             pause *= 2
     if silent:
         line.silent[address.netloc] = reason
-    raise BuildError(f"{url}: {reason} ({TRIES} tries)", hint=NETWORK)
+    raise BuildError(f"{url}: {reason} ({TRIES} tries)", hint=_NETWORK)
 
 
 def _asked_pause(answer: requests.Response) -> float:
@@ -120,22 +120,20 @@ def _stream(url: str, part: Path, line: Line, tell: Callable[[int], None]) -> st
         if answer.status_code == 206 and not resumed:
             part.unlink()
             raise requests.ConnectionError(f"the server sent another range than asked for: {announced!r}")
-        return _write(answer.iter_content(_CHUNK), part, line, tell, after=have if resumed else 0)
+        return _write(answer.iter_content(_CHUNK), part, tell, after=have if resumed else 0)
 
 
-def _copy(path: Path, part: Path, line: Line, tell: Callable[[int], None]) -> str:
+def _copy(path: Path, part: Path, tell: Callable[[int], None]) -> str:
     try:
         with path.open("rb") as file:
-            return _write(iter(lambda: file.read(_CHUNK), b""), part, line, tell, after=0)
+            return _write(iter(lambda: file.read(_CHUNK), b""), part, tell, after=0)
     except FileNotFoundError:
         raise Gone from None
     except (PermissionError, IsADirectoryError) as error:
         raise BuildError(f"{path}: {error.strerror}") from None
 
 
-def _write(
-    chunks: Iterable[bytes], part: Path, line: Line, tell: Callable[[int], None], *, after: int
-) -> str:
+def _write(chunks: Iterable[bytes], part: Path, tell: Callable[[int], None], *, after: int) -> str:
     """Append ``chunks`` to the first ``after`` bytes of ``part``; returns the SHA-256 of it all."""
     digest = hashlib.sha256()
     with part.open("r+b" if after else "wb") as file:
@@ -161,7 +159,7 @@ def read_url(url: str) -> bytes:
             answer.raise_for_status()
             return answer.content
     except requests.RequestException as error:
-        raise BuildError(f"{url}: {_reason(error)}", hint=NETWORK) from None
+        raise BuildError(f"{url}: {_reason(error)}", hint=_NETWORK) from None
 
 
 def read_json(url: str, line: Line) -> Any:
